@@ -1,0 +1,1 @@
+"""attribute: attribution methods as pure functions of a model, images and targets."""

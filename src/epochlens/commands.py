@@ -1,0 +1,179 @@
+"""The command lines: arguments in, exit code out. 0 all done, 1 some runs failed, 2 usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epochlens import config
+from epochlens.errors import UsageError, unknown
+from epochlens.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from epochlens.record import export as exporting
+    from epochlens.sweep import analysis, driver, grid_run
+else:
+    exporting = LazyModule("epochlens.record.export")
+    analysis = LazyModule("epochlens.sweep.analysis")
+    driver = LazyModule("epochlens.sweep.driver")
+    grid_run = LazyModule("epochlens.sweep.grid_run")
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def usage_errors_named(command: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str] | None], int]:
+    """The command with a user's mistake told in one line on stderr and exit code 2, never as a traceback."""
+
+    def run(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return command(sys.argv[1:] if arguments is None else arguments)
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return USAGE
+        except BrokenPipeError:
+            sys.stderr.close()
+            return DONE
+
+    run.__doc__ = command.__doc__
+    return run
+
+
+def grid_parser() -> argparse.ArgumentParser:
+    """Options of the grid command: one per field of Sweep, and what is asked of this one call."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps.grid",
+        description="Train a grid of runs, record attribution maps after every epoch, analyse and report.",
+        epilog="Rerun the same command to go on after an interruption: finished epochs are kept.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("preset", nargs="?", default=None, help="preset (digits, paper, ...) or FILE.toml")
+    for field in dataclasses.fields(config.Sweep):
+        add_option(parser, field)
+    parser.add_argument("--fresh", action="store_true", help="start anew; earlier results are moved aside")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan with estimates, do nothing")
+    parser.add_argument("--no-analysis", action="store_true", help="train only")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    return parser
+
+
+def add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+    """The option of one Sweep field; values stay words here and are checked with those of TOML files."""
+    option, text = f"--{field.name.replace('_', '-')}", str(field.metadata["help"])
+    default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    text = f"{text} (default: {default})".replace("%", "%%")
+    if isinstance(field.default, bool):
+        parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+    elif field.name in config.LISTS:
+        parser.add_argument(option, nargs="*", metavar=field.name.upper()[:-1], help=text)
+    else:
+        parser.add_argument(option, metavar="X", help=text)
+
+
+@usage_errors_named
+def grid(arguments: Sequence[str]) -> int:
+    """Trains what is missing of a grid and analyses it."""
+    given = vars(grid_parser().parse_args(arguments))
+    preset = given.pop("preset")
+    flags = {name: given.pop(name, False) for name in ("fresh", "dry_run", "no_analysis", "json")}
+    sweep = config.resolve(preset, given)
+    facts = config.check(sweep)
+    again = " ".join(["python -m sweeps.grid", *(a for a in arguments if a != "--fresh")])
+    document, code = grid_run.run(sweep, facts, again=again, **flags)
+    if flags["json"]:
+        print(json.dumps(document, indent=2, default=str))
+    return code
+
+
+@usage_errors_named
+def analyze(arguments: Sequence[str]) -> int:
+    """Measures the finished runs of a sweep and draws its figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps.analyze", description="Tables, figures and report of a recorded sweep."
+    )
+    parser.add_argument("sweep", help="name of a sweep, or a folder of recorded runs")
+    parser.add_argument("--results-dir", default="results", help="folder of results (default: results)")
+    parser.add_argument("--plots-dir", default="plots", help="folder of figures (default: plots)")
+    parser.add_argument("--tau", default="0.95", help="similarity that counts as settled (default: 0.95)")
+    parser.add_argument("--address", default=None, help="address of a Ray cluster")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    given = parser.parse_args(arguments)
+    folder = find_folder(given.sweep, given.results_dir)
+    plots = Path(given.plots_dir).absolute() / folder.name
+    config.check_writable("plots_dir", plots)
+    config.check_writable("results_dir", folder)
+    analysis.find_grid(folder)
+    sweep = config.Sweep(address=given.address, dashboard=False)
+    document, code = grid_run.analyze_only(folder, plots, sweep, threshold(given.tau), given.json)
+    if given.json:
+        print(json.dumps(document, indent=2, default=str))
+    return code
+
+
+def threshold(text: str) -> float:
+    """A number in (0, 1]. Raises UsageError."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise UsageError("tau", text, "is not a number above 0 and at most 1")
+
+
+def find_folder(name: str, results: str) -> Path:
+    """The folder of a sweep by its name, or any folder by its path. Raises UsageError, listing sweeps."""
+    named = Path(results) / name
+    for folder in (named, Path(name)):
+        if (folder / "sweep.json").exists() or (folder / "runs").is_dir() or (folder / "run.json").exists():
+            return folder.absolute()
+    sweeps = sorted(p.parent.name for p in Path(results).glob("*/sweep.json"))
+    raise unknown("sweep", name, sweeps or [f"none yet in {results}"], ", or a folder of recorded runs")
+
+
+@usage_errors_named
+def export(arguments: Sequence[str]) -> int:
+    """Writes the maps of finished runs in another format."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps.export",
+        description="Write the maps of a sweep's finished runs to other files.",
+    )
+    parser.add_argument("sweep", help="name of a sweep, or a folder of recorded runs")
+    parser.add_argument("--to", default="pt", choices=["pt", "npz"], help="format (default: pt)")
+    parser.add_argument("--output", default=None, help="folder of the files (default: the sweep's export-TO)")
+    parser.add_argument("--results-dir", default="results", help="folder of results (default: results)")
+    given = parser.parse_args(arguments)
+    folder = find_folder(given.sweep, given.results_dir)
+    target = Path(given.output) if given.output else folder / f"export-{given.to}"
+    config.check_writable("output", target)
+    started = time.monotonic()
+    files = exporting.export(analysis.find_grid(folder), target, given.to)
+    print(f"{len(files)} files in {target} ({time.monotonic() - started:.1f} s)")
+    return DONE
+
+
+def analyze_path(path: str | Path, plots: str | Path | None = None, tau: float = 0.95) -> dict[str, Any]:
+    """Analyses a folder of recorded runs; returns its tables by name, as DataFrames.
+
+    Figures and report go to `plots`, by default `plots/NAME`. Starts Ray here unless it runs already.
+    Raises UsageError when the folder holds no finished run.
+    """
+    folder = Path(path).absolute()
+    target = Path(plots).absolute() if plots else Path("plots").absolute() / folder.name
+    with driver.ray_cluster(config.Sweep(dashboard=False)):
+        return analysis.analyze(folder, target, tau).tables
+
+
+COMMANDS = {"grid": grid, "analyze": analyze, "export": export}
+
+
+def main() -> int:
+    """The console command `epochlens NAME ...`, which is `python -m sweeps.NAME ...`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        return COMMANDS[name](sys.argv[2:])
+    print("usage: epochlens {" + ",".join(COMMANDS) + "} ...   (each with --help)")
+    return DONE if name in ("-h", "--help") else USAGE

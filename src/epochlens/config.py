@@ -1,0 +1,249 @@
+"""Sweep and Run: what is to be done, from defaults, a TOML file and the command line, checked before work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from epochlens.attribute.methods import method_label
+from epochlens.errors import UsageError, unknown
+from epochlens.learn.data import Facts, describe
+from epochlens.learn.models import check_model
+
+NUMERICS = 1
+"""raised by hand whenever the code changes the numbers of a run, so that old and new results never mix"""
+DEVICES = ("auto", "cpu", "cuda", "mps")
+OPTIMIZERS = ("adam", "sgd")
+TARGETS = ("label", "predicted")
+KEEP_WEIGHTS = ("last", "all", "none")
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of runs and how to run them. Every field is a command-line option and a key of a TOML file."""
+
+    name: str = _setting("digits", "name of the sweep, and of its folders under results and plots")
+    datasets: tuple[str, ...] = _setting(
+        ("digits",), "digits mnist fashion_mnist cifar10 npz:PATH folder:PATH module:function"
+    )
+    models: tuple[str, ...] = _setting(("small", "deep"), "small deep torchvision:NAME module:factory")
+    lrs: tuple[float, ...] = _setting((0.001, 0.01), "learning rates")
+    seeds: tuple[int, ...] = _setting(tuple(range(10)), "one run per seed")
+    methods: tuple[str, ...] = _setting(
+        ("saliency", "integrated_gradients"), "attribution methods, as name or name:option=value,..."
+    )
+    epochs: int = _setting(50, "passes over the training split", least=1)
+    batch_size: int = _setting(128, "images per training step", least=1)
+    classes: tuple[int, ...] | str = _setting("default", "labels to keep, or all, or default (the dataset's)")
+    probe_samples: int = _setting(32, "test images whose maps are recorded after every epoch", least=1)
+    probe_seed: int | str = _setting(0, "seed that draws the probe images, or run for each run's own seed")
+    target: str = _setting("label", "class that maps explain", choices=TARGETS)
+    optimizer: str = _setting("adam", "optimizer", choices=OPTIMIZERS)
+    momentum: float = _setting(0.0, "momentum of sgd", least=0)
+    weight_decay: float = _setting(0.0, "weight decay", least=0)
+    data_dir: str = _setting("data", "folder of datasets that are files; absent ones are downloaded there")
+    results_dir: str = _setting("results", "folder of results")
+    plots_dir: str = _setting("plots", "folder of figures and report")
+    device: str = _setting("auto", "where trials train", choices=DEVICES)
+    cpus_per_trial: float = _setting(1.0, "CPUs per trial, fractions allowed", above=0)
+    gpus_per_trial: float | None = _setting(None, "GPUs per trial, fractions allowed", least=0)
+    max_failures: int = _setting(3, "times a trial whose worker died is started again", least=0)
+    address: str | None = _setting(None, "address of a Ray cluster; without it one is started here")
+    dashboard: bool = _setting(True, "serve the Ray dashboard while the sweep runs")
+    keep_weights: str = _setting("last", "weights kept of each run", choices=KEEP_WEIGHTS)
+    npz: bool = _setting(False, "also write attributions.npz of each run")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training trajectory: everything that changes its numbers, and nothing else."""
+
+    dataset: str
+    data: str
+    """fingerprint of the dataset's contents"""
+    classes: tuple[int, ...]
+    model: str
+    learning_rate: float
+    seed: int
+    epochs: int
+    batch_size: int
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    methods: tuple[str, ...]
+    probe_samples: int
+    probe_seed: int
+    target: str
+
+    @property
+    def run_id(self) -> str:
+        """A readable slug and a short hash of all fields."""
+        text = json.dumps([NUMERICS, dataclasses.asdict(self)], sort_keys=True)
+        slug = f"{self.dataset}-{self.model}-lr{self.learning_rate:g}-seed{self.seed}"
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", slug).strip("-.")[:80]
+        return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(Sweep)}
+LISTS = ("datasets", "models", "lrs", "seeds", "methods", "classes")
+
+
+def coerce(name: str, value: Any) -> Any:
+    """The value of a Sweep field from a TOML value or command-line words. Raises UsageError."""
+    if name not in FIELDS:
+        raise unknown("setting", name, FIELDS)
+    if name in LISTS:
+        return _coerce_list(name, value)
+    default, metadata = FIELDS[name].default, FIELDS[name].metadata
+    if name == "gpus_per_trial":
+        default = 0.0
+    if name == "probe_seed" and value == "run":
+        return value
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UsageError(name, value, "is neither true nor false")
+        return value
+    if default is None or isinstance(default, str):
+        if not isinstance(value, str):
+            raise UsageError(name, value, "is not a text")
+        if value not in metadata.get("choices", (value,)):
+            raise unknown(name, value, metadata["choices"])
+        return value
+    return _number(name, value, type(default))
+
+
+def _coerce_list(name: str, value: Any) -> Any:
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if not items:
+        raise UsageError(name, items, "is empty: name at least one")
+    if name == "classes" and items in (["all"], ["default"]):
+        return items[0]
+    if name == "methods":
+        converted = [method_label(_method_entry(item)) for item in items]
+    elif name in ("seeds", "classes"):
+        converted = [_number(name, item, int) for item in items]
+    elif name == "lrs":
+        converted = [_number(name, item, float) for item in items]
+    else:
+        converted = [coerce_text(name, item) for item in items]
+    twice = [item for item in converted if converted.count(item) > 1]
+    if twice:
+        raise UsageError(name, twice[0], "is named twice")
+    return tuple(converted)
+
+
+def _method_entry(item: Any) -> str | Mapping[str, Any]:
+    if not isinstance(item, str | Mapping):
+        raise UsageError("methods", item, "is neither a name nor a table")
+    return item
+
+
+def coerce_text(name: str, item: Any) -> str:
+    """The item if it is a non-empty text. Raises UsageError."""
+    if not isinstance(item, str) or not item:
+        raise UsageError(name, item, "is not a name")
+    return item
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = kind(value)
+        if kind is int and float(value) != number:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        word = "a whole number" if kind is int else "a number"
+        also = ", nor run" if name == "probe_seed" else ", nor all" if name == "classes" else ""
+        raise UsageError(name, value, f"is not {word}{also}") from None
+    metadata = FIELDS[name].metadata
+    if not math.isfinite(number):
+        raise UsageError(name, value, "is not finite")
+    if name == "lrs" and number <= 0 or "above" in metadata and number <= metadata["above"]:
+        raise UsageError(name, value, "must be greater than 0")
+    if "least" in metadata and number < metadata["least"]:
+        raise UsageError(name, value, f"must be at least {metadata['least']}")
+    if name in ("seeds", "probe_seed") and not 0 <= number < 2**32:
+        raise UsageError(name, value, "must lie in 0 .. 4294967295, the range of NumPy's seeds")
+    return number
+
+
+def preset_folder() -> Path:
+    """Where presets live: the checkout's sweeps folder, or the installed package's copy of it."""
+    checkout = Path(__file__).parents[2] / "sweeps"
+    return checkout if checkout.is_dir() else Path(__file__).parent / "presets"
+
+
+def read_settings(preset: str | None) -> dict[str, Any]:
+    """Fields set by a preset's name or a TOML file; its name is the sweep's unless the file says otherwise."""
+    presets = {path.stem: path for path in sorted(preset_folder().glob("*.toml"))}
+    preset = preset or "digits"
+    path = presets.get(preset) or Path(preset)
+    if preset not in presets and path.suffix != ".toml":
+        raise unknown("preset", preset, presets, ", or a file that ends in .toml")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError("preset", preset, f"cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError("preset", preset, f"is not valid TOML: {error}") from None
+    settings = {key.replace("-", "_"): value for key, value in table.items()}
+    return {"name": path.stem} | {key: coerce(key, value) for key, value in settings.items()}
+
+
+def resolve(preset: str | None, overrides: Mapping[str, Any]) -> Sweep:
+    """The sweep of a preset or TOML file with the command line's words over it. Raises UsageError."""
+    settings = read_settings(preset)
+    settings |= {key: coerce(key, value) for key, value in overrides.items()}
+    return Sweep(**settings)
+
+
+def check(sweep: Sweep) -> dict[str, Facts]:
+    """Raises UsageError for whatever would fail later; returns what is known of each dataset, by its spec."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", sweep.name):
+        problem = "must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+        raise UsageError("name", sweep.name, problem)
+    classes = None if sweep.classes == "default" else sweep.classes
+    facts = {spec: describe(spec, classes) for spec in sweep.datasets}
+    labels = [fact.label for fact in facts.values()]
+    for spec, fact in facts.items():
+        if labels.count(fact.label) > 1:
+            raise UsageError(
+                "datasets", spec, f"shares its short name {fact.label!r} with another: rename one"
+            )
+        if len(fact.classes) < 2:
+            raise UsageError("classes", list(fact.classes), f"of {spec}: at least two are needed")
+        if sweep.probe_samples > fact.n_test:
+            problem = f"is more than the {fact.n_test} test images of {spec} (classes {list(fact.classes)})"
+            raise UsageError("probe_samples", sweep.probe_samples, problem)
+        for model in sweep.models:
+            check_model(model, fact.shape, len(fact.classes))
+    for name in ("results_dir", "plots_dir"):
+        check_writable(name, Path(getattr(sweep, name)) / sweep.name)
+    return facts
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Raises UsageError unless a file can be made in the folder, or in the nearest one above that exists."""
+    import tempfile
+
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UsageError(name, str(folder), f"cannot be written: {existing}: {error.strerror}") from None

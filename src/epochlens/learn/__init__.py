@@ -1,0 +1,1 @@
+"""learn: datasets, models and training trajectories that equal the plain PyTorch loop."""

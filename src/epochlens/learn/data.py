@@ -1,0 +1,265 @@
+"""DATASETS: name -> splits as arrays in [0,1]. A new dataset is one function and one line.
+
+Arrays are NumPy's, so that one copy a node can be shared by all trials through Ray's object store.
+Checks of a sweep ask `describe`, which reads labels and headers only and never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from epochlens.errors import UsageError, unknown
+from epochlens.learn.models import import_object
+
+Array = np.ndarray
+Loader = Callable[..., "Splits"]
+"""(data_dir, download) -> Splits with all classes"""
+
+
+class Splits(NamedTuple):
+    """Images [N,C,H,W] float32 in [0,1] and labels [N] int64 of both splits."""
+
+    x_train: Array
+    y_train: Array
+    x_test: Array
+    y_test: Array
+
+
+class Facts(NamedTuple):
+    """What a sweep must know of a dataset before it loads it."""
+
+    label: str
+    shape: tuple[int, int, int]
+    classes: tuple[int, ...]
+    n_test: int
+
+
+def load_digits(data_dir: Path, download: bool = True) -> Splits:
+    """scikit-learn's embedded 8x8 digits; every fifth image of each class is a test image."""
+    from sklearn.datasets import load_digits as embedded
+
+    bunch = embedded()
+    images, labels = np.asarray(bunch.images, np.float32) / 16, np.asarray(bunch.target)
+    rank_in_class = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        members = labels == label
+        rank_in_class[members] = np.arange(members.sum())
+    test = rank_in_class % 5 == 4
+    return as_splits(images[~test], labels[~test], images[test], labels[test])
+
+
+def load_torchvision(name: str) -> Loader:
+    """A loader for torchvision's dataset class `name`, downloaded into the data folder when absent."""
+
+    def load(data_dir: Path, download: bool = True) -> Splits:
+        train, test = (_torchvision_split(name, data_dir, train, download) for train in (True, False))
+        return as_splits(train.data, train.targets, test.data, test.targets)
+
+    return load
+
+
+def _torchvision_split(name: str, data_dir: Path, train: bool, download: bool):
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        raise UsageError("datasets", name, f"needs torchvision, which does not import: {error}") from error
+    try:
+        return getattr(datasets, name)(str(data_dir), train=train)
+    except RuntimeError as error:  # torchvision's word for "not there"
+        if not download:
+            raise UsageError("data_dir", str(data_dir), f"does not hold {name} yet") from error
+    try:
+        return getattr(datasets, name)(str(data_dir), train=train, download=True)
+    except Exception as error:
+        problem = (
+            f"is not in {data_dir} and could not be downloaded ({error}). Offline? Put torchvision's files "
+            f"for {name} there, or name the folder that holds them with --data-dir"
+        )
+        raise UsageError("data_dir", str(data_dir), problem) from error
+
+
+class Dataset(NamedTuple):
+    """A built-in dataset: its loader, image shape, test images of each label, and default classes."""
+
+    load: Loader
+    shape: tuple[int, int, int]
+    test_counts: tuple[int, ...]
+    classes: tuple[int, ...] | None = None
+
+
+DIGITS_TEST = (35, 36, 35, 36, 36, 36, 36, 35, 34, 36)
+MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
+DATASETS = {
+    "digits": Dataset(load_digits, (1, 8, 8), DIGITS_TEST),
+    "mnist": Dataset(load_torchvision("MNIST"), (1, 28, 28), MNIST_TEST, classes=(3, 8)),
+    "fashion_mnist": Dataset(load_torchvision("FashionMNIST"), (1, 28, 28), (1000,) * 10),
+    "cifar10": Dataset(load_torchvision("CIFAR10"), (3, 32, 32), (1000,) * 10, classes=(3, 5)),
+}
+ALSO = ", or npz:PATH, or folder:PATH, or pkg.module:function that returns x_train, y_train, x_test, y_test"
+NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def dataset_label(spec: str) -> str:
+    """The short name that a dataset has in tables and run names."""
+    if spec in DATASETS:
+        return spec
+    kind, _, rest = spec.partition(":")
+    return Path(rest).stem if kind in ("npz", "folder") else rest
+
+
+def describe(spec: str, classes: Sequence[int] | str | None) -> Facts:
+    """Shape, kept classes (None: the dataset's default, "all": every label) and number of test images.
+
+    Raises UsageError for an unknown dataset, a file that cannot be read and classes that it lacks.
+    """
+    if spec in DATASETS:
+        entry = DATASETS[spec]
+        shape, counts = entry.shape, dict(enumerate(entry.test_counts))
+        default = entry.classes
+    else:
+        shape, labels = _peek(spec)
+        values, numbers = np.unique(labels, return_counts=True)
+        counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+        default = None
+    if classes is None:
+        classes = default or "all"
+    kept = tuple(counts) if isinstance(classes, str) else tuple(classes)
+    lacking = [c for c in kept if c not in counts]
+    if lacking:
+        problem = f"are not all in dataset {spec}, whose labels are {', '.join(map(str, counts))}"
+        raise UsageError("classes", list(kept), problem)
+    return Facts(dataset_label(spec), shape, kept, sum(counts[c] for c in kept))
+
+
+def load(spec: str, classes: Sequence[int], data_dir: str | Path, download: bool = True) -> Splits:
+    """Both splits of a dataset with only `classes`, renumbered 0..K-1 in the given order.
+
+    Raises UsageError when it cannot be read, or is absent and cannot or (`download`) may not be downloaded.
+    """
+    splits = DATASETS[spec].load(Path(data_dir), download) if spec in DATASETS else _load_spec(spec)
+    x_train, y_train = _select(splits.x_train, splits.y_train, classes)
+    x_test, y_test = _select(splits.x_test, splits.y_test, classes)
+    return Splits(x_train, y_train, x_test, y_test)
+
+
+def fingerprint(spec: str) -> str:
+    """A hash of what the dataset holds: the name of a built-in one, else the contents, wherever they lie."""
+    kind, _, rest = spec.partition(":")
+    if spec in DATASETS:
+        return spec
+    if kind == "npz":
+        with Path(rest).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for array in _load_spec(spec):
+        digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def as_splits(x_train, y_train, x_test, y_test) -> Splits:
+    """Splits from images HW, HWC or CHW, uint8 or float in [0,1], and labels, arrays or tensors."""
+    return Splits(
+        as_images(x_train), np.asarray(y_train, np.int64), as_images(x_test), np.asarray(y_test, np.int64)
+    )
+
+
+def as_images(pixels) -> Array:
+    """Images [N,C,H,W] float32 in [0,1] from [N,H,W], [N,H,W,C] or [N,C,H,W]. Raises ValueError otherwise."""
+    pixels = np.asarray(pixels)
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4 and pixels.shape[3] <= 4 < pixels.shape[1]:
+        pixels = pixels.transpose(0, 3, 1, 2)
+    elif pixels.ndim != 4 or pixels.shape[1] > 4:
+        raise ValueError(f"images of shape {pixels.shape} are not [N,H,W], [N,H,W,C] or [N,C,H,W], C <= 4")
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels, np.float32) / 255
+    pixels = np.ascontiguousarray(pixels, np.float32)
+    if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(f"pixels lie in [{pixels.min()}, {pixels.max()}]: give uint8, or floats in [0, 1]")
+    return pixels
+
+
+def _select(images: Array, labels: Array, classes: Sequence[int]) -> tuple[Array, Array]:
+    numbers = np.full(len(labels), -1, np.int64)
+    for number, label in enumerate(classes):
+        numbers[labels == label] = number
+    kept = numbers >= 0
+    return np.ascontiguousarray(images[kept]), numbers[kept]
+
+
+def _load_spec(spec: str) -> Splits:
+    kind, _, rest = spec.partition(":")
+    try:
+        if kind == "npz":
+            with np.load(rest, allow_pickle=False) as file:
+                return as_splits(*(file[key] for key in NPZ_KEYS))
+        if kind == "folder":
+            classes = sorted(p.name for p in (Path(rest) / "train").iterdir() if p.is_dir())
+            train, test = (_folder_split(Path(rest) / split, classes) for split in ("train", "test"))
+            return as_splits(*train, *test)
+        return as_splits(*import_object("datasets", spec)())
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError("datasets", spec, f"cannot be read: {error}") from error
+
+
+def _peek(spec: str) -> tuple[tuple[int, int, int], Array]:
+    """Image shape and test labels, from an archive's headers where that is enough."""
+    kind, colon, rest = spec.partition(":")
+    if not colon:
+        raise unknown("datasets", spec, DATASETS, ALSO)
+    if kind != "npz":
+        splits = _load_spec(spec)
+        return splits.x_test.shape[1:], splits.y_test
+    try:
+        with zipfile.ZipFile(rest) as archive:
+            missing = {f"{key}.npy" for key in NPZ_KEYS} - set(archive.namelist())
+            if missing:
+                raise UsageError("datasets", spec, f"lacks {', '.join(sorted(missing))}")
+            with archive.open("x_test.npy") as file:
+                shape = _npy_shape(file)
+        with np.load(rest, allow_pickle=False) as file:
+            labels = file["y_test"]
+        one = as_images(np.zeros((1, *shape[1:]), np.uint8))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError("datasets", spec, f"cannot be read: {error}") from error
+    return one.shape[1:], labels
+
+
+def _npy_shape(file) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)[0]
+
+
+def _folder_split(folder: Path, classes: Sequence[str]) -> tuple[Array, Array]:
+    """Images and labels of folder/CLASS/*.png|jpg; labels number the classes in the order given."""
+    from PIL import Image
+
+    files = [
+        (f, number)
+        for number, name in enumerate(classes)
+        for f in sorted((folder / name).iterdir())
+        if f.suffix.lower() in (".png", ".jpg", ".jpeg")
+    ]
+    if not files:
+        raise ValueError(f"{folder} holds no CLASS/*.png or *.jpg")
+    images = []
+    for file, _ in files:
+        with Image.open(file) as image:
+            images.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"{file} is {images[-1].shape}, others are {images[0].shape}: resize to one size"
+            )
+    return np.stack(images), np.array([number for _, number in files])

@@ -1,0 +1,125 @@
+"""How stable one run's maps are over training: similarity rows, epoch-by-epoch matrix, temporal variance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from epochlens.measure.similarity import METRICS, Floats, Metric, dot
+
+REFERENCES = ("previous", "final", "initial")
+
+
+def similarities(
+    maps: ArrayLike, epochs: ArrayLike, samples: ArrayLike, metrics: Sequence[str] = tuple(METRICS)
+) -> pd.DataFrame:
+    """Compare each recorded epoch of one run and method with its references, one row per image.
+
+    maps [T, N, ...], epochs [T] strictly increasing (0 = untrained), samples [N] -> columns epoch, reference,
+    metric, sample, value, ordered by metric and reference as named, then epoch, then image. The references:
+    `previous` compares with the preceding recorded epoch, never with the untrained network, so it starts at
+    the second trained epoch; `final` compares every epoch, the last itself included, with the last; `initial`
+    compares trained epochs with epoch 0, if that was recorded. value is NaN where the metric is undefined.
+    Raises ValueError for an unknown metric or shapes that do not fit.
+    """
+    chosen = {name: _metric(name) for name in metrics}
+    maps, epochs, samples = _flat(maps), np.asarray(epochs), np.asarray(samples)
+    if epochs.shape != maps.shape[:1] or samples.shape != maps.shape[1:2]:
+        raise ValueError(f"maps {maps.shape} do not fit epochs {epochs.shape} and samples {samples.shape}")
+    if len(epochs) == 0 or epochs[0] < 0 or (np.diff(epochs) <= 0).any():
+        raise ValueError(f"epochs must be 0 or more and strictly increasing, not {epochs.tolist()}")
+    blocks = []
+    for name, metric in chosen.items():
+        prepared = metric.prepare(maps)
+        for reference, (now, then) in _pairs(epochs).items():
+            values = metric.compare(prepared[now], prepared[then])
+            columns = {
+                "epoch": np.repeat(epochs[now], len(samples)).astype(np.int32),
+                "reference": _category(reference, values.size, REFERENCES),
+                "metric": _category(name, values.size, tuple(METRICS)),
+                "sample": np.tile(samples, len(now)).astype(np.int32),
+                "value": values.ravel(),
+            }
+            blocks.append(pd.DataFrame(columns))
+    return pd.concat(blocks, ignore_index=True)
+
+
+def epoch_matrix(maps: ArrayLike, metric: str = "cosine") -> Floats:
+    """Mean over images of the similarity of every pair of epochs, [T, N, ...] -> [T, T].
+
+    Entry [i, j] compares epoch i with reference j. Images where a pair is undefined are left out of its mean;
+    NaN where no image is left. Raises ValueError for an unknown metric.
+    """
+    prepare, compare = _metric(metric)
+    prepared = prepare(_flat(maps))
+    if compare is dot:
+        by_image = np.ascontiguousarray(prepared.swapaxes(0, 1))
+        pairs = np.clip(by_image @ by_image.swapaxes(1, 2), -1.0, 1.0)
+        return _defined_mean(pairs, axis=0)
+    return np.stack([_defined_mean(compare(one, prepared), axis=1) for one in prepared])
+
+
+def temporal_variance(maps: ArrayLike) -> tuple[float, float]:
+    """Variance over epochs, averaged over images and pixels: (raw, normalised) of trained maps [E, N, ...].
+
+    raw is the unbiased variance of the values as they are, so it grows with the maps' scale and is NaN if any
+    value is not finite. normalised first scales every map to unit L2 norm. A zero or non-finite map has no
+    direction: its image is left out of normalised. Both NaN for fewer than two epochs or no image.
+    """
+    maps = _flat(maps)
+    if len(maps) < 2 or maps.shape[1] == 0:
+        return np.nan, np.nan
+    with np.errstate(invalid="ignore"):
+        raw = maps.var(axis=0, ddof=1, dtype=np.float64).mean()
+        units = METRICS["cosine"].prepare(maps)
+        normalised = _defined_mean(units.var(axis=0, ddof=1).mean(axis=-1), axis=0)
+    return float(raw), float(normalised)
+
+
+def average_images(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean of value over all rows that share keys (over images), with the number of undefined ones.
+
+    Columns keys, value, n_undefined; a row per combination of keys that occurs, sorted. Undefined (NaN)
+    values are left out of the mean; value is NaN where none is defined.
+    """
+    groups = rows.groupby(list(keys), observed=True, sort=True, dropna=False)["value"]
+    table = groups.agg(["mean", "count", "size"]).reset_index()
+    table["n_undefined"] = table["size"] - table["count"]
+    return table.rename(columns={"mean": "value"}).drop(columns=["count", "size"])
+
+
+def _metric(name: str) -> Metric:
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def _flat(maps: ArrayLike) -> NDArray:
+    maps = np.asarray(maps)
+    if maps.ndim < 3 or 0 in maps.shape[2:]:
+        raise ValueError(f"maps must be [epochs, images, ...] with at least one pixel, not {maps.shape}")
+    return maps.reshape(*maps.shape[:2], int(np.prod(maps.shape[2:])))
+
+
+def _pairs(epochs: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
+    """Which epochs are compared with which, by reference: positions (now, then), which broadcast."""
+    positions, trained = np.arange(len(epochs)), np.flatnonzero(epochs >= 1)
+    pairs = {"previous": (trained[1:], trained[:-1]), "final": (positions, positions[-1:])}
+    if epochs[0] == 0:
+        pairs["initial"] = (trained, positions[:1])
+    return pairs
+
+
+def _category(name: str, size: int, choices: Sequence[str]) -> pd.Categorical:
+    # Always all choices, so that tables of different references, metrics and runs concatenate as they are.
+    return pd.Categorical.from_codes(np.full(size, choices.index(name)), categories=pd.Index(choices))
+
+
+def _defined_mean(values: Floats, axis: int) -> Floats:
+    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
+    undefined = np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(undefined, 0.0, values).sum(axis) / (~undefined).sum(axis)

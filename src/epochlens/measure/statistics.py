@@ -1,0 +1,178 @@
+"""Statistics over seeds: intervals, summaries, paired tests between conditions, corrections for many tests.
+
+The seed is the unit: values are averaged over images before they come here, because images of one trained
+network are not independent repetitions of training it.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from epochlens.measure.similarity import Floats, ranks
+
+FACTORS = ["dataset", "model", "learning_rate", "method"]
+SUMMARY_KEYS = ["dataset", "model", "learning_rate", "method", "epoch", "reference", "metric"]
+TEST_COLUMNS = ["mean_difference", "ci_low", "ci_high", "statistic", "p", "effect_size"]
+EXACT_UP_TO = 50
+COMPARISON_COLUMNS = ["factor", "a", "b", *FACTORS, "outcome", "n", "n_missing", *TEST_COLUMNS, "missing"]
+COMPARISON_COLUMNS.insert(COMPARISON_COLUMNS.index("p") + 1, "p_adjusted")
+
+
+def t_interval(values: ArrayLike, axis: int = 0, level: float = 0.95) -> tuple[Floats, Floats, Floats]:
+    """Mean and Student t interval along an axis, leaving NaN out: (mean, low, high), each without that axis.
+
+    The mean is NaN where no value is defined, the bounds where fewer than two are. Student 1908.
+    """
+    values = np.asarray(values, np.float64)
+    defined = ~np.isnan(values)
+    n = defined.sum(axis)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(defined, values, 0.0).sum(axis) / n
+        deviations = np.where(defined, values - np.expand_dims(mean, axis), 0.0)
+        half = _half_width(np.sqrt((deviations**2).sum(axis) / (n - 1)), n, level)
+    return mean, mean - half, mean + half
+
+
+def summarise(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and 95 % t interval over seeds, by condition, epoch, reference and metric.
+
+    by_seed has a row per seed with columns dataset, model, learning_rate, method, epoch, reference, metric,
+    value, n_undefined. Result: those keys, n_seeds (seeds with a defined value), n_undefined (summed over
+    seeds), mean, std (ddof 1), ci_low, ci_high, sorted by the keys. mean is NaN where n_seeds is 0; std and
+    bounds where it is below 2.
+    """
+    groups = by_seed.groupby(SUMMARY_KEYS, observed=True, sort=True, dropna=False)
+    table = groups.agg(
+        n_seeds=("value", "count"),
+        n_undefined=("n_undefined", "sum"),
+        mean=("value", "mean"),
+        std=("value", "std"),
+    ).reset_index()
+    half = _half_width(table["std"].to_numpy(np.float64), table["n_seeds"].to_numpy(), 0.95)
+    return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Holm's adjusted p values, any shape: rejecting those <= alpha keeps the family-wise error <= alpha.
+
+    NaN stays NaN and does not count as a test. Holm 1979.
+    """
+    p = np.asarray(p, np.float64)
+    adjusted = p.copy().ravel()
+    tests = np.flatnonzero(~np.isnan(adjusted))
+    tests = tests[np.argsort(adjusted[tests], kind="stable")]
+    stepped = adjusted[tests] * np.arange(len(tests), 0, -1)
+    adjusted[tests] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted.reshape(p.shape)
+
+
+def paired_test(a: ArrayLike, b: ArrayLike) -> dict[str, float]:
+    """Wilcoxon signed-rank test of paired values [n], with the mean difference a - b and its 95 % t interval.
+
+    Keys n, mean_difference, ci_low, ci_high, statistic, p, effect_size. Pairs whose difference is not finite
+    are left out of n, and the test drops zero differences. p is two-sided, exact up to 50 differences with or
+    without ties, the normal approximation beyond. effect_size is the matched-pairs rank-biserial
+    correlation in [-1, 1] (1: a larger in every pair that differs). If no pair differs, p is 1, statistic and
+    effect_size are 0. All but n are NaN for n < 2. Wilcoxon 1945, Kerby 2014.
+    """
+    with np.errstate(invalid="ignore"):
+        differences = np.subtract(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    differences = differences[np.isfinite(differences)]
+    if len(differences) < 2:
+        return {"n": len(differences)} | dict.fromkeys(TEST_COLUMNS, np.nan)
+    mean, low, high = (float(bound) for bound in t_interval(differences))
+    statistic, p, effect = _signed_ranks(differences)
+    values = (mean, low, high, statistic, p, effect)
+    return {"n": len(differences)} | dict(zip(TEST_COLUMNS, values, strict=True))
+
+
+def compare(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Paired tests, seed by seed, of conditions that differ in one factor only.
+
+    outcomes: columns dataset, model, learning_rate, method, seed, outcome, value. The result has a row per
+    factor (the first four columns), pair a, b of its sorted levels, combination of the other factors and
+    outcome for which either side has a value. Columns factor, a, b, dataset, model, learning_rate, method (as
+    strings; the factor's own holds "*"), outcome, n (complete pairs), n_missing (seeds with a finite value on
+    one side only), the results of paired_test for a - b, p_adjusted (Holm over all tests of one outcome) and
+    missing. Incomplete pairs are refused: where n_missing > 0 the test's columns are NaN and missing tells
+    which side lacks which seeds ("b: 3, 7"; else ""). Raises ValueError when a seed has two values for one
+    condition and outcome.
+    """
+    table = outcomes.loc[np.isfinite(outcomes["value"].to_numpy(np.float64))]
+    rows = [row for factor in FACTORS for row in _compare_levels(table, factor)]
+    result = pd.DataFrame(rows, columns=pd.Index(COMPARISON_COLUMNS))
+    if rows:
+        result["p_adjusted"] = result.groupby("outcome")["p"].transform(holm)
+    return result
+
+
+def _compare_levels(table: pd.DataFrame, factor: str) -> list[dict[str, object]]:
+    keys = [*(other for other in FACTORS if other != factor), "outcome"]
+    plain = pd.DataFrame({name: np.asarray(table[name]) for name in [*FACTORS, "outcome", "seed", "value"]})
+    if plain.duplicated([*FACTORS, "outcome", "seed"]).any():
+        raise ValueError("a seed has more than one value for the same condition and outcome")
+    wide = plain.pivot(index=[*keys, "seed"], columns=factor, values="value")
+    rows: list[dict[str, object]] = []
+    for a, b in combinations(sorted(wide.columns), 2):
+        sides = wide.reindex(columns=[a, b]).dropna(how="all")
+        for group, pairs in sides.groupby(level=keys, sort=True):
+            others = {key: str(level) for key, level in zip(keys, cast(tuple, group), strict=True)}
+            names = {"factor": factor, "a": str(a), "b": str(b), factor: "*"}
+            rows.append(names | others | _test_complete(pairs))
+    return rows
+
+
+def _test_complete(pairs: pd.DataFrame) -> dict[str, object]:
+    """The paired test of two columns indexed by seed, or NaN and the seeds that one of them lacks."""
+    seeds, values = pairs.index.get_level_values("seed").to_numpy(), pairs.to_numpy(np.float64)
+    absent = np.isnan(values)
+    lacking = [(side, seeds[gone]) for side, gone in zip("ab", absent.T, strict=True) if gone.any()]
+    missing = "; ".join(f"{side}: {', '.join(map(str, gone))}" for side, gone in lacking)
+    n_missing = int(absent.sum())
+    test = paired_test([], []) if n_missing else paired_test(*values.T)
+    return {**test, "n": len(seeds) - n_missing, "n_missing": n_missing, "missing": missing}
+
+
+def _signed_ranks(differences: Floats) -> tuple[float, float, float]:
+    """Wilcoxon statistic, two-sided p and rank-biserial correlation of differences, zeros dropped."""
+    # Accuracies come in steps, so differences tie but for the last bits: 12 digits make them equal again.
+    differences = np.round(differences / (np.abs(differences).max() or 1.0), 12)
+    differences = differences[differences != 0]
+    if len(differences) == 0:
+        return 0.0, 1.0, 0.0
+    weights = ranks(np.abs(differences))
+    plus, minus = weights[differences > 0].sum(), weights[differences < 0].sum()
+    statistic, effect = float(min(plus, minus)), float((plus - minus) / weights.sum())
+    if len(differences) <= EXACT_UP_TO:
+        return statistic, _exact_p(weights, statistic), effect
+    from scipy.stats import wilcoxon  # slow to import, and few have so many seeds
+
+    _, p = cast(tuple[float, float], wilcoxon(differences))
+    return statistic, float(p), effect
+
+
+def _exact_p(weights: Floats, statistic: float) -> float:
+    """Probability, over all equally likely signs, of a smaller rank sum of at most statistic, ties or not."""
+    # Average ranks are whole or half, so doubled they index the distribution of their sum over random signs.
+    steps = np.rint(2 * weights).astype(int)
+    chance = np.zeros(steps.sum() + 1)
+    chance[0] = 1.0
+    for step in steps:
+        chance[step:] += chance[: len(chance) - step]
+        chance /= 2
+    return min(1.0, 2 * float(chance[: round(2 * statistic) + 1].sum()))
+
+
+def _half_width(std: Floats, n: ArrayLike, level: float) -> Floats:
+    """Half the width of the t interval of a mean; NaN for n < 2."""
+    from scipy.special import stdtrit  # slow to import
+
+    n = np.asarray(n, np.float64)
+    enough = n >= 2
+    freedom = np.where(enough, n - 1, 1.0)
+    return np.where(enough, stdtrit(freedom, (1 + level) / 2) * std / np.sqrt(np.maximum(n, 1)), np.nan)

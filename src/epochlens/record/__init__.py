@@ -1,0 +1,1 @@
+"""record: the store of maps and metrics on disk, and the tracker that fills it."""

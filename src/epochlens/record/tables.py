@@ -1,0 +1,142 @@
+"""Maps and metrics as Parquet and npz bytes: schemas, writing, reading. Where they lie is `store`'s matter."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from epochlens.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+else:
+    pd, pa, pq = LazyModule("pandas"), LazyModule("pyarrow"), LazyModule("pyarrow.parquet")
+
+
+class Maps(NamedTuple):
+    """Attribution maps of one run: [T, M, N, C, H, W] float32 for T epochs, M methods, N probe images."""
+
+    attributions: np.ndarray
+    epochs: np.ndarray
+    methods: np.ndarray
+    samples: np.ndarray
+    """indices of the probe images in the test split, [N] int32"""
+    targets: np.ndarray
+    """class that each map explains, [T, N] int32"""
+    predictions: np.ndarray
+    """the network's class, [T, N] int32"""
+
+
+def maps_schema(shape: Sequence[int]) -> pa.Schema:
+    """A row per epoch, method and sample; the map is a fixed-shape tensor [C,H,W]."""
+    return pa.schema(
+        [
+            ("epoch", pa.int32()),
+            ("method", pa.dictionary(pa.int32(), pa.string())),
+            ("sample", pa.int32()),
+            ("target", pa.int32()),
+            ("prediction", pa.int32()),
+            ("attribution", pa.fixed_shape_tensor(pa.float32(), list(shape))),
+        ]
+    )
+
+
+def open_writer(sink, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet writer suited to maps: floats split by byte before compression, no dictionary for them."""
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["method"],
+        use_byte_stream_split=["attribution.list.element"],
+    )
+
+
+def maps_bytes(maps: Maps) -> bytes:
+    """The maps as a Parquet file in memory, one row group per epoch and method."""
+    schema = maps_schema(maps.attributions.shape[3:])
+    sink = pa.BufferOutputStream()
+    with open_writer(sink, schema) as writer:
+        for t, epoch in enumerate(maps.epochs):
+            for m in range(len(maps.methods)):
+                writer.write_table(_row_group(maps, schema, t, int(epoch), m))
+    return sink.getvalue().to_pybytes()
+
+
+def _row_group(maps: Maps, schema: pa.Schema, t: int, epoch: int, m: int) -> pa.Table:
+    n = len(maps.samples)
+    tensor = np.ascontiguousarray(maps.attributions[t, m], dtype=np.float32)
+    codes = pa.array(np.full(n, m, np.int32))
+    columns = [
+        pa.array(np.full(n, epoch, np.int32)),
+        pa.DictionaryArray.from_arrays(codes, pa.array([str(name) for name in maps.methods])),
+        pa.array(np.asarray(maps.samples, np.int32)),
+        pa.array(np.asarray(maps.targets[t], np.int32)),
+        pa.array(np.asarray(maps.predictions[t], np.int32)),
+        pa.FixedShapeTensorArray.from_numpy_ndarray(tensor),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def gather(target: Path, files: Sequence[Path]) -> None:
+    """Joins Parquet files of the same schema into one new file, row group by row group."""
+    with pq.ParquetFile(files[0]) as first:
+        schema = first.schema_arrow
+    with open_writer(target, schema) as writer:
+        for file in files:
+            with pq.ParquetFile(file) as source:
+                for group in range(source.num_row_groups):
+                    writer.write_table(source.read_row_group(group, use_threads=False))
+
+
+def read_maps(path: Path, methods: Sequence[str] | None = None) -> Maps:
+    """The maps of a file written by `maps_bytes` or `gather`, of all methods or those named, in that order.
+
+    Raises KeyError for a method that the file lacks.
+    """
+    with pq.ParquetFile(path) as file:
+        heads = [file.read_row_group(g, columns=["epoch", "method"]) for g in range(file.num_row_groups)]
+        groups = {(h["epoch"][0].as_py(), h["method"][0].as_py()): g for g, h in enumerate(heads)}
+        epochs = sorted({epoch for epoch, _ in groups})
+        names = list(dict.fromkeys(name for _, name in groups)) if methods is None else list(methods)
+        wanted = [groups[epoch, name] for epoch in epochs for name in names]
+        table = file.read_row_groups(wanted, use_threads=False).combine_chunks()
+    tensors = table["attribution"].chunk(0).to_numpy_ndarray()
+    size = (len(epochs), len(names), -1)
+    grid = {name: table[name].to_numpy().reshape(size) for name in ("sample", "target", "prediction")}
+    return Maps(
+        tensors.reshape(*size[:2], -1, *tensors.shape[1:]),
+        np.array(epochs, np.int32),
+        np.array(names),
+        grid["sample"][0, 0],
+        grid["target"][:, 0],
+        grid["prediction"][:, 0],
+    )
+
+
+def join_epochs(parts: Sequence[Maps]) -> Maps:
+    """Maps of consecutive epochs as one."""
+    stacked = [np.concatenate([getattr(part, name) for part in parts]) for name in Maps._fields]
+    joined = Maps(*stacked)
+    return joined._replace(methods=parts[0].methods, samples=parts[0].samples)
+
+
+def frame_bytes(frame: pd.DataFrame) -> bytes:
+    """A DataFrame as a Parquet file in memory, without its index."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    """Arrays as a compressed npz file in memory; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -1,0 +1,218 @@
+"""Runs what a plan says is missing as Ray Tune trials. The store is the truth: Tune's own state is scratch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from epochlens.config import Sweep
+from epochlens.errors import UsageError
+from epochlens.lazy import LazyModule
+from epochlens.learn import data
+from epochlens.learn.data import Facts
+from epochlens.sweep.plan import Task
+from epochlens.sweep.progress import Progress
+from epochlens.sweep.trial import Shared, trial
+
+if TYPE_CHECKING:
+    import ray
+    from ray import tune
+else:
+    ray, tune = LazyModule("ray"), LazyModule("ray.tune")
+
+TRIALS_PER_GPU = 8
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_GRAFANA_HOST": "DISABLED",
+    "RAY_PROMETHEUS_HOST": "DISABLED",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a slow clean-up must not make its neighbours fail
+    "TUNE_RESULT_BUFFER_LENGTH": "1000",  # a trial never waits for the driver between epochs
+    "TUNE_RESULT_BUFFER_MIN_TIME_S": "0.5",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+class Interrupted(BaseException):
+    """The user asked the sweep to stop."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turns the first SIGINT or SIGTERM into Interrupted; a second one ends the process at once."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(130))
+        raise Interrupted
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ray_cluster(sweep: Sweep) -> Iterator[Any]:
+    """A Ray cluster of this process's own, or the one at the sweep's address; yields Ray's context."""
+    threads = str(max(1, int(sweep.cpus_per_trial)))
+    environment = {**RAY_SETTINGS, "OMP_NUM_THREADS": threads}
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    here = [str(Path(entry or ".").absolute()) for entry in sys.path if "site-packages" not in str(entry)]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(here))
+    address = sweep.address or os.environ.get("RAY_ADDRESS") or "local"
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    started_here = not ray.is_initialized()
+    if started_here:
+        context = ray.init(
+            address=address,
+            include_dashboard=sweep.dashboard if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": environment},
+        )
+    else:
+        context = ray.get_runtime_context()
+    try:
+        yield context
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def train_missing(
+    sweep: Sweep, folder: Path, tasks: Sequence[Task], facts: Mapping[str, Facts], console: Console
+) -> None:
+    """Trains every task that is not done, showing progress. Raises Interrupted when asked to stop."""
+    missing = [task for task in tasks if task.status != "done"]
+    shared = share(sweep, folder, missing, facts)
+    epochs_left = sum(task.run.epochs + 1 - task.epochs_done for task in missing)
+    with Progress(console, len(tasks) - len(missing), len(tasks), epochs_left) as progress:
+        tuner = make_tuner(sweep, shared, folder, progress)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        tuner.fit()
+
+
+def share(sweep: Sweep, folder: Path, missing: Sequence[Task], facts: Mapping[str, Facts]) -> Shared:
+    """Reads each dataset that is needed once and puts it into Ray's object store."""
+    needed = {task.run.dataset for task in missing}
+    datasets = {
+        fact.label: ray.put(data.load(spec, fact.classes, sweep.data_dir))
+        for spec, fact in facts.items()
+        if fact.label in needed
+    }
+    return Shared(
+        folder=folder,
+        runs={task.run.run_id: task.run for task in missing},
+        datasets=datasets,
+        device=choose_device(sweep),
+        threads=max(1, int(sweep.cpus_per_trial)),
+        keep_weights=sweep.keep_weights,
+        npz=sweep.npz,
+    )
+
+
+def choose_device(sweep: Sweep) -> str:
+    """The device that trials train on: as asked, else CUDA where the cluster has GPUs, else MPS, else CPU."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if sweep.device == "cuda" and not gpus:
+        raise UsageError("device", "cuda", "but the Ray cluster has no GPU")
+    if sweep.device != "auto":
+        return sweep.device
+    if sweep.gpus_per_trial and not gpus:
+        raise UsageError("gpus_per_trial", sweep.gpus_per_trial, "but the Ray cluster has no GPU")
+    if gpus and sweep.gpus_per_trial != 0:
+        return "cuda"
+    if sys.platform == "darwin":
+        import torch
+
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cpu"
+
+
+def trial_resources(sweep: Sweep, device: str) -> dict[str, float]:
+    """CPUs and GPUs of a trial; unless told, GPUs are shared by as many trials as the CPUs can feed."""
+    cluster = ray.cluster_resources()
+    cpus = sweep.cpus_per_trial
+    if cpus > cluster.get("CPU", 0):
+        raise UsageError("cpus_per_trial", cpus, f"but the Ray cluster has {cluster.get('CPU', 0):g} CPUs")
+    if device != "cuda":
+        return {"cpu": cpus}
+    gpus = sweep.gpus_per_trial
+    if gpus is None:
+        slots = int(cluster["CPU"] / cpus / cluster["GPU"])
+        gpus = 1 / max(1, min(TRIALS_PER_GPU, slots))
+    if gpus > cluster["GPU"]:
+        raise UsageError("gpus_per_trial", gpus, f"but the Ray cluster has {cluster['GPU']:g} GPUs")
+    return {"cpu": cpus, "gpu": gpus}
+
+
+def make_tuner(sweep: Sweep, shared: Shared, folder: Path, progress: Progress) -> tune.Tuner:
+    """A fresh Tuner over the runs that are missing; what it writes itself is for TensorBoard only."""
+    from ray.tune.logger import TBXLoggerCallback
+
+    trainable = tune.with_resources(
+        tune.with_parameters(trial, shared=shared), trial_resources(sweep, shared.device)
+    )
+    return tune.Tuner(
+        trainable,
+        param_space={"run": tune.grid_search(list(shared.runs))},
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            trial_name_creator=_run_name,
+            trial_dirname_creator=_run_name,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(folder / "tune"),
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            callbacks=[make_callback(progress), TBXLoggerCallback()],
+            verbose=0,
+        ),
+    )
+
+
+def _run_name(trial: Any) -> str:
+    return trial.config["run"]
+
+
+def make_callback(progress: Progress) -> Any:
+    """A Tune callback that tells `progress` of each epoch's report and each run's end."""
+    from ray.tune import Callback
+
+    class Listener(Callback):
+        progress: Progress
+
+        def on_trial_result(
+            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+        ) -> None:
+            self.progress.report(result)
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.progress.complete(trial.config["run"])
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune pickles its callbacks; a terminal does not pickle
+
+    listener = Listener()
+    listener.progress = progress
+    return listener

@@ -1,0 +1,259 @@
+"""One call of the grid command, from plan to summary: what it says, does, and returns."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+import epochlens
+from epochlens.config import Run, Sweep
+from epochlens.lazy import LazyModule
+from epochlens.learn.data import Facts
+from epochlens.record import store
+from epochlens.sweep import analysis, driver, estimate, plan
+from epochlens.sweep.plan import Task
+from epochlens.sweep.progress import duration, grid_table
+
+words = LazyModule("epochlens.show.words")
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def run(
+    sweep: Sweep,
+    facts: Mapping[str, Facts],
+    *,
+    again: str,
+    fresh: bool = False,
+    dry_run: bool = False,
+    no_analysis: bool = False,
+    json: bool = False,
+) -> tuple[dict[str, Any], int]:
+    """Does what is missing of the sweep; returns a document of what came out, and the exit code.
+
+    `again` is the command that goes on after an interruption.
+    """
+    started = time.monotonic()
+    console = Console(stderr=json, soft_wrap=True, highlight=False)
+    folder = plan.sweep_folder(sweep)
+    plots = (Path(sweep.plots_dir) / sweep.name).absolute()
+    if fresh and not dry_run:
+        set_aside(console, folder, plots)
+    runs = plan.expand(sweep, facts)
+    tasks = plan.look_up(folder, runs)
+    tell_plan(console, sweep, tasks)
+    if dry_run:
+        return estimate.tell(console, sweep, facts, tasks, folder, plots), DONE
+    for place in plan.set_stale_aside(folder, tasks):
+        console.print(f"[yellow]damaged[/yellow] {escape(place.name)}: kept there, the run is done anew")
+    plan.record_sweep(folder, sweep, runs, about_here())
+    result, interrupted = None, False
+    try:
+        with driver.stoppable():
+            result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis)
+    except driver.Interrupted:
+        interrupted = True
+    after = plan.look_up(folder, runs)
+    tell_outcome(console, folder, plots, tasks, after, result, time.monotonic() - started)
+    document = describe(sweep, folder, plots, tasks, after, result, time.monotonic() - started)
+    if interrupted:
+        console.print(
+            f"[yellow]interrupted[/yellow]: every finished epoch is saved. To go on: {escape(again)}"
+        )
+        return document, INTERRUPTED
+    return document, DONE if all(task.status == "done" for task in after) else FAILED
+
+
+def train_and_analyze(
+    console: Console,
+    sweep: Sweep,
+    facts: Mapping[str, Facts],
+    tasks: Sequence[Task],
+    folder: Path,
+    plots: Path,
+    no_analysis: bool,
+) -> analysis.Analysis | None:
+    """Trains what is missing, then measures and draws unless that is current. Starts Ray only if needed."""
+    missing = any(task.status != "done" for task in tasks)
+    if not missing and (no_analysis or analysis.is_current(folder, plots)):
+        return None
+    with driver.ray_cluster(sweep) as context:
+        url = getattr(context, "dashboard_url", None)
+        if missing and sweep.dashboard and url:
+            console.print(f"Ray dashboard: http://{url}")
+        if missing:
+            driver.train_missing(sweep, folder, tasks, facts, console)
+        if no_analysis or not any(t.status == "done" for t in plan.look_up(folder, [t.run for t in tasks])):
+            return None
+        return measure(console, folder, plots, analysis.TAU)
+
+
+def measure(console: Console, folder: Path, plots: Path, tau: float) -> analysis.Analysis:
+    """Analyses with progress: in place on a terminal, silent elsewhere but for the steps."""
+    with console.status("measuring ...") as status:
+        told = {"step": ""}
+
+        def progress(step: str, done: int, total: int) -> None:
+            status.update(f"{done}/{total} {step}")
+            if not console.is_terminal and done == total and told["step"] != step:
+                told["step"] = step
+                console.print(f"{done}/{total} {step}")
+
+        return analysis.analyze(folder, plots, tau, progress)
+
+
+def analyze_only(
+    folder: Path, plots: Path, sweep: Sweep, tau: float, json: bool
+) -> tuple[dict[str, Any], int]:
+    """The analyze command: tables, figures and report of what is on disk."""
+    started = time.monotonic()
+    console = Console(stderr=json, soft_wrap=True, highlight=False)
+    try:
+        with driver.stoppable(), driver.ray_cluster(sweep):
+            result = measure(console, folder, plots, tau)
+    except driver.Interrupted:
+        console.print("[yellow]interrupted[/yellow]: run the same command again")
+        return {}, INTERRUPTED
+    tell_result(console, folder, plots, result)
+    console.print(f"done in {duration(time.monotonic() - started)}")
+    document = {"results": str(folder), "plots": str(plots), "notices": result.notices}
+    return document | {"summary": result.summary.to_dict("records")}, DONE
+
+
+def set_aside(console: Console, *folders: Path) -> None:
+    """Moves earlier results out of the way and says where they are."""
+    for folder in folders:
+        if folder.exists():
+            console.print(
+                f"earlier {escape(folder.parent.name)} kept in {escape(str(store.set_aside(folder)))}"
+            )
+
+
+def tell_plan(console: Console, sweep: Sweep, tasks: Sequence[Task]) -> None:
+    """What the grid is and how much of it is there already."""
+    sizes = (len(sweep.datasets), "dataset"), (len(sweep.models), "model"), (len(sweep.lrs), "learning rate")
+    parts = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in (*sizes, (len(sweep.seeds), "seed"))]
+    counts = {
+        s: sum(t.status == s for t in tasks) for s in ("done", "partial", "failed", "corrupt", "missing")
+    }
+    state = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+    console.print(
+        f"[bold]{sweep.name}[/bold]: {len(tasks)} runs ({' x '.join(parts)}) of {sweep.epochs} epochs, "
+        f"{len(sweep.methods)} methods: {state}"
+    )
+    if counts["done"] == len(tasks):
+        console.print("nothing to train: every run is done and its files are whole")
+
+
+def about_here() -> dict[str, Any]:
+    """Versions, host, commit and time, for sweep.json."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def version_of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("ray", "torch", "numpy", "scipy", "pandas", "pyarrow", "matplotlib")
+    return {
+        "epochlens": epochlens.__version__,
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in packages}},
+        "git_commit": git_commit(),
+        "host": platform.node(),
+        "command": sys.argv[1:],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, or None when it is installed elsewhere."""
+    here = Path(epochlens.__file__).parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def tell_outcome(
+    console: Console,
+    folder: Path,
+    plots: Path,
+    before: Sequence[Task],
+    after: Sequence[Task],
+    result: analysis.Analysis | None,
+    seconds: float,
+) -> None:
+    """The summary: results, then what failed and where to read why."""
+    if result is not None:
+        tell_result(console, folder, plots, result)
+    elif all(task.status == "done" for task in after) and (plots / "report.html").exists():
+        console.print(f"tables, figures and report are current: {escape(str(plots / 'report.html'))}")
+    done = sum(task.status == "done" for task in after)
+    trained = done - sum(task.status == "done" for task in before)
+    console.print(f"{done}/{len(after)} runs done, {trained} of them now, in {duration(seconds)}")
+    for task in after:
+        if task.status == "failed":
+            record = store.read_json(plan.run_folder(folder, task.run.run_id) / "run.json") or {}
+            error, log = escape(str(record.get("error"))), escape(str(record.get("log")))
+            console.print(f"[red]failed[/red] {task.run.run_id}: {error}\n       log: {log}")
+        elif task.status != "done":
+            console.print(f"[yellow]not done[/yellow] {task.run.run_id} ({task.status})")
+
+
+def tell_result(console: Console, folder: Path, plots: Path, result: analysis.Analysis) -> None:
+    """The summary table with its notices, the findings in words, and where everything lies."""
+    for notice in result.notices:
+        console.print(f"[bold yellow]{escape(notice)}[/bold yellow]")
+    table = grid_table(result.summary.to_numpy().tolist(), list(result.summary.columns))
+    console.print(table)
+    console.print("intervals: 95 % t over seeds; settling epoch: median over seeds, cosine to final >= tau")
+    for sentence in words.differences(result.tables)[:6]:
+        console.print(f"- {escape(sentence)}")
+    console.print(f"tables: {escape(str(folder / 'tables'))}")
+    console.print(f"report: {escape(str(plots / 'report.html'))}")
+
+
+def describe(
+    sweep: Sweep,
+    folder: Path,
+    plots: Path,
+    before: Sequence[Task],
+    after: Sequence[Task],
+    result: analysis.Analysis | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """The document that --json prints."""
+    rows = [describe_run(folder, task.run, task.status) for task in after]
+    return {
+        "name": sweep.name,
+        "results": str(folder),
+        "plots": str(plots),
+        "seconds": round(seconds, 3),
+        "runs_total": len(after),
+        "runs_done": sum(task.status == "done" for task in after),
+        "runs_done_before": sum(task.status == "done" for task in before),
+        "runs_failed": sum(task.status == "failed" for task in after),
+        "runs": rows,
+        "notices": result.notices if result else [],
+        "summary": result.summary.to_dict("records") if result else [],
+    }
+
+
+def describe_run(folder: Path, run: Run, status: str) -> dict[str, Any]:
+    """One run of the document."""
+    record = store.read_json(plan.run_folder(folder, run.run_id) / "run.json") or {}
+    kept = {key: record.get(key) for key in ("final_accuracy", "seconds", "error", "log")}
+    return {"run_id": run.run_id, "status": status, **kept}
