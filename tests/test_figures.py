@@ -1,0 +1,397 @@
+"""Figures draw what the tables hold, from full sweeps down to empty ones, and files repeat byte for byte."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import stats
+
+from epochlens.show import maps
+from epochlens.show.figures import FIGURES, draw, notice, save
+from epochlens.show.style import looks, span
+
+KEYS = ["dataset", "model", "learning_rate"]
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean and 95 % t interval over seeds, by SciPy's own formulas."""
+
+    def one(part: pd.DataFrame) -> pd.Series:
+        values = part["value"].dropna().to_numpy()
+        n = len(values)
+        mean = values.mean() if n else np.nan
+        std = values.std(ddof=1) if n > 1 else np.nan
+        half = stats.t.ppf(0.975, n - 1) * std / np.sqrt(n) if n > 1 else np.nan
+        undefined = part["n_undefined"].sum()
+        return pd.Series(
+            {
+                "n_seeds": n,
+                "n_undefined": undefined,
+                "mean": mean,
+                "std": std,
+                "ci_low": mean - half,
+                "ci_high": mean + half,
+            }
+        )
+
+    return frame.groupby(list(by))[["value", "n_undefined"]].apply(one).reset_index()
+
+
+def build_tables(
+    datasets: Sequence[str] = ("digits",),
+    models: Sequence[str] = ("small", "deep"),
+    rates: Sequence[float] = (0.001, 0.01),
+    seeds: int = 10,
+    methods: Sequence[str] = ("saliency", "integrated_gradients"),
+    last: int = 20,
+    metrics: Sequence[str] = ("cosine", "spearman_abs"),
+) -> dict[str, pd.DataFrame]:
+    """Tables of a sweep that never ran: saturating curves with a seed's own offset and noise."""
+    rng = np.random.default_rng(7)
+    runs, epochs, stability, variance, settle, squares = [], [], [], [], [], []
+    for d, m, (r, lr), seed in itertools.product(datasets, models, enumerate(rates), range(seeds)):
+        speed = (6.0 if m == models[0] else 3.5) / (1 + 1.2 * r) * (1 + 0.3 * datasets.index(d))
+        key = {"dataset": d, "model": m, "learning_rate": lr, "seed": seed}
+        run_id = f"{d}-{m}-lr{lr}-seed{seed}"
+        t = np.arange(last + 1)
+        ceiling = 0.97 - 0.08 * datasets.index(d)
+        rise = np.exp(-t / (speed * rng.uniform(0.8, 1.2)))
+        accuracy = np.clip(ceiling - (ceiling - 0.12) * rise + rng.normal(0, 0.006, last + 1), 0, 1)
+        runs.append(
+            {**key, "run_id": run_id, "status": "done", "final_accuracy": accuracy[-1], "seconds": 3.0}
+        )
+        losses = {"train_loss": np.r_[np.nan, 2.3 * rise[1:]], "test_loss": 2.3 * rise + 0.1}
+        epochs.append(pd.DataFrame({**key, "epoch": t, **losses, "accuracy": accuracy}))
+        for (i, method), metric in itertools.product(enumerate(methods), metrics):
+            scale = speed * (1.4 + 0.35 * i) * rng.uniform(0.8, 1.25)
+            start = 0.25 + 0.08 * (i % 5) + rng.normal(0, 0.05)
+            for reference, first in (("previous", 2), ("final", 0), ("initial", 1)):
+                x = t[first:]
+                value = (
+                    1 - (1 - start) * np.exp(-x / scale) - np.abs(rng.normal(0, 0.012 * (1 + 2 * r), x.size))
+                )
+                value = 1.3 - value if reference == "initial" else value
+                if reference == "final":
+                    value = np.r_[value[:-1] * np.linspace(0.93, 1, x.size - 1), 1.0]
+                frame = pd.DataFrame({**key, "run_id": run_id, "method": method, "epoch": x})
+                named = frame.assign(reference=reference, metric=metric)
+                stability.append(named.assign(value=np.minimum(value, 1), n_undefined=0))
+                if reference == "final":
+                    below = np.flatnonzero(value < 0.95)
+                    when = int(x[below[-1]]) + 1 if below.size else 0
+                    settled = {
+                        "epoch": float(when),
+                        "censored": when >= last,
+                        "accuracy_epoch": float(round(speed * 2)),
+                    }
+                    lag = when - settled["accuracy_epoch"]
+                    settle.append({**key, "method": method, "metric": metric, **settled, "lag": lag})
+            if metric == "cosine" and seed == 0:
+                a, b = np.meshgrid(t, t, indexing="ij")
+                both = np.exp(-np.abs(a - b) / (3 + 2 * np.minimum(a, b)))
+                square = {"epoch_a": a.ravel(), "epoch_b": b.ravel(), "n_seeds": seeds, "value": both.ravel()}
+                ids = {k: v for k, v in key.items() if k != "seed"}
+                squares.append(pd.DataFrame({**ids, "method": method, "metric": metric, **square}))
+        for i, method in enumerate(methods):
+            raw = 1e-4 * (i + 1) * np.exp(rng.normal(0, 0.3)) * (5 if m == models[0] else 1) * (1 + 8 * r)
+            variance.append(
+                {**key, "method": method, "raw": raw, "normalised": 2e-3 * rng.uniform(0.8, 1.2) / (1 + i)}
+            )
+    seedwise = pd.concat(stability, ignore_index=True)
+    by = [*KEYS, "method", "epoch", "reference", "metric"]
+    return {
+        "runs": pd.DataFrame(runs),
+        "epochs": pd.concat(epochs, ignore_index=True),
+        "stability_by_seed": seedwise,
+        "stability_summary": summarise(seedwise, by),
+        "variance": pd.DataFrame(variance),
+        "stabilisation": pd.DataFrame(settle),
+        "comparisons": build_comparisons(datasets, models, rates, methods),
+        "epoch_matrix": pd.concat(squares, ignore_index=True),
+    }
+
+
+def build_comparisons(
+    datasets: Sequence[str], models: Sequence[str], rates: Sequence[float], methods: Sequence[str]
+) -> pd.DataFrame:
+    """Paired tests with every kind of answer: small p, large p and none at all."""
+    rows = []
+    conditions = itertools.product(
+        datasets, models, methods, ("mean_cosine", "settling_epoch", "final_accuracy")
+    )
+    for i, (d, m, method, outcome) in enumerate(conditions):
+        p = (0.0004, 0.2, np.nan)[i % 3]
+        rows.append(
+            {
+                "factor": "learning_rate",
+                "a": f"{rates[0]:g}",
+                "b": f"{rates[-1]:g}",
+                "dataset": d,
+                "model": m,
+                "learning_rate": "*",
+                "method": method,
+                "outcome": outcome,
+                "n": 10,
+                "n_missing": i % 2,
+                "mean_difference": 0.034 * (-1) ** i,
+                "ci_low": 0.01,
+                "ci_high": 0.05,
+                "statistic": 3.0,
+                "p": p,
+                "p_adjusted": min(1.0, p * 12),
+                "effect_size": 0.9,
+                "missing": "seed 3" if i % 2 else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    return build_tables(datasets=("digits", "mnist"), seeds=4, last=6)
+
+
+def titles(figure: Figure) -> list[str]:
+    """First and second title line of every panel, as the reader sees them."""
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def words_of(figure: Figure) -> str:
+    return "\n".join([*titles(figure), *(text.get_text() for text in figure.texts)])
+
+
+def lines_named(figure: Figure, name: str) -> list[np.ndarray]:
+    """Data of the lines with that gid, panel by panel: arrays [points, 2]."""
+    return [line.get_xydata() for ax in figure.axes for line in ax.lines if line.get_gid() == name]  # type: ignore[misc]
+
+
+def only(frame: Any, **equal: object) -> Any:
+    for column, value in equal.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_draws_its_data_and_is_rendered(name, tables, tmp_path):
+    figure = draw(name, tables)
+    assert figure.axes, "a full sweep has something to draw"
+    path = save(figure, tmp_path, name)
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert pixels.min() < 100 and pixels.shape[0] > 200
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (edge == 255).all(), "something is cut off at the figure's edge"
+    assert "interval" in FIGURES[name].caption, (
+        "a caption says how its interval is made, or that there is none"
+    )
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_survive_what_is_missing(name, tables, tmp_path):
+    nothing = {key: frame.iloc[:0] for key, frame in tables.items()}
+    undefined = {
+        key: frame.assign(**{c: np.nan for c in frame.select_dtypes("float") if c != "learning_rate"})
+        for key, frame in tables.items()
+    }
+    for poor in ({}, nothing, undefined):
+        figure = draw(name, poor)
+        assert not figure.axes and words_of(figure), "an empty figure says why"
+    alone = build_tables(models=("small",), rates=(0.001,), seeds=1, last=2)
+    save(draw(name, alone), tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "reference"),
+    [
+        ("cosine_vs_epoch", "cosine", "previous"),
+        ("rank_vs_epoch", "spearman_abs", "previous"),
+        ("cosine_to_final", "cosine", "final"),
+        ("accuracy_and_convergence", "cosine", "final"),
+    ],
+)
+def test_curves_show_the_summary_and_every_seed(name, metric, reference, tables):
+    figure = draw(name, tables)
+    kept = {"metric": metric, "reference": reference, "method": "saliency"}
+    means = only(tables["stability_summary"], **kept)
+    drawn = lines_named(figure, "mean:saliency")
+    keys = sorted(set(means[KEYS].itertuples(index=False, name=None)))
+    assert len(drawn) == len(keys) == 8
+    for ax, data, key in zip(figure.axes, drawn, keys, strict=True):
+        expected = only(means, **dict(zip(KEYS, key, strict=True)))
+        np.testing.assert_array_equal(data, expected[["epoch", "mean"]].to_numpy())
+        faint = [c for c in ax.collections if c.get_gid() == "seeds:saliency"]
+        seeds = only(tables["stability_by_seed"], **kept, **dict(zip(KEYS, key, strict=True)))
+        assert isinstance(faint[0], LineCollection)
+        shown = np.sort(np.concatenate([segment[:, 1] for segment in faint[0].get_segments()]))
+        np.testing.assert_array_equal(shown, np.sort(seeds["value"].to_numpy()))
+        low, high = ax.get_ylim()
+        assert low < seeds["value"].min() and seeds["value"].max() < high and high > 1
+    assert any("n = 4 seeds" in title for title in titles(figure))
+
+
+def test_accuracy_is_the_mean_over_seeds(tables):
+    drawn = lines_named(draw("accuracy_and_convergence", tables), "mean:accuracy")
+    means = only(tables["epochs"]).groupby([*KEYS, "epoch"])["accuracy"].mean()
+    np.testing.assert_allclose(np.concatenate(drawn)[:, 1], means.to_numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("factor", ["dataset", "model", "learning_rate"])
+def test_effects_show_means_over_epochs_or_say_there_is_one_level(factor, tables):
+    previous = only(tables["stability_by_seed"], metric="cosine", reference="previous", method="saliency")
+    others = [key for key in KEYS if key != factor]
+    means = previous.groupby([*others, factor, "seed"])["value"].mean().groupby([*others, factor]).mean()
+    drawn = np.concatenate(lines_named(draw(f"{factor}_effect", tables), "mean:saliency"))
+    np.testing.assert_allclose(drawn[:, 1], means.to_numpy(), rtol=1e-12)
+    single = {key: f[f[factor] == f[factor].iloc[0]] for key, f in tables.items() if factor in f and len(f)}
+    figure = draw(f"{factor}_effect", single)
+    assert f"only one {factor.replace('_', ' ')} in this sweep" in words_of(figure) and not figure.axes
+
+
+def test_variance_is_logarithmic_only_when_it_spans_decades(tables):
+    narrow = tables["variance"]
+    widened = narrow.assign(raw=np.where(narrow["model"] == "deep", narrow["raw"] * 1000, narrow["raw"]))
+    raw, normalised = draw("variance_bars", {"variance": widened}).axes
+    assert (raw.get_xscale(), normalised.get_xscale()) == ("log", "linear")
+    assert not raw.patches, "bars on a logarithmic axis would start nowhere"
+    close = narrow.assign(raw=1.0 + narrow["raw"])
+    raw, _ = draw("variance_bars", {"variance": close}).axes
+    assert raw.get_xscale() == "linear" and raw.get_xlim()[0] == 0 and len(raw.patches) == 16
+    means = close.groupby([*KEYS, "method"])["raw"].mean()
+    assert {round(p.get_width(), 9) for p in raw.patches} == {round(v, 9) for v in means}  # type: ignore[attr-defined]
+
+
+def test_settling_draws_a_censored_median_open(tables):
+    frame = tables["stabilisation"]
+    censored = frame["method"] == "saliency"
+    changed = {"stabilisation": frame.assign(censored=censored, epoch=np.where(censored, 6.0, 3.0))}
+    (ax,) = draw("settling", changed).axes
+    fills = {line.get_gid(): line.get_markerfacecolor() for line in ax.lines if line.get_gid()}
+    assert fills["median:saliency"] == "white" and fills["median:integrated_gradients"] != "white"
+    assert {x for (x, _) in np.concatenate(lines_named(ax.figure, "median:saliency"))} == {6.0}  # type: ignore[arg-type]
+
+
+def test_final_points_are_the_last_epochs_of_all_runs(tables):
+    figure = draw("final_accuracy_vs_final_stability", tables)
+    shown = np.concatenate([np.asarray(c.get_offsets()) for ax in figure.axes for c in ax.collections])
+    last = only(tables["stability_by_seed"], metric="cosine", reference="previous", epoch=6)
+    assert len(shown) == len(last)
+    np.testing.assert_allclose(np.sort(shown[:, 1]), np.sort(last["value"].to_numpy()))
+
+
+def test_a_run_without_a_final_similarity_has_no_final_point(tables):
+    frame = tables["stability_by_seed"]
+    undefined = (frame["epoch"] == 6) & (frame["seed"] == 0) & (frame["method"] == "saliency")
+    changed = {**tables, "stability_by_seed": frame.assign(value=frame["value"].mask(undefined))}
+    figure = draw("final_accuracy_vs_final_stability", changed)
+    shown = np.concatenate([np.asarray(c.get_offsets()) for ax in figure.axes for c in ax.collections])
+    assert len(shown) == 8 * (2 * 4 - 1), "an earlier epoch must not stand in for the last"
+
+
+def test_the_epoch_matrix_mirrors_a_missing_half_and_keeps_undefined_cells(tables):
+    frame = tables["epoch_matrix"]
+    half = frame[frame["epoch_a"] <= frame["epoch_b"]]
+    half = half.assign(value=half["value"].where((half["epoch_a"] != 0) | (half["epoch_b"] != 3)))
+    (image,) = draw("epoch_matrix", {"epoch_matrix": half}).axes[0].get_images()
+    values = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
+    np.testing.assert_array_equal(values, values.T)
+    assert np.isnan(values[0, 3]) and np.isfinite(values).sum() == 47
+
+
+def test_a_method_keeps_its_look_in_every_figure():
+    many = [f"method{i}" for i in range(12)]
+    found = looks({"variance": pd.DataFrame({"method": many})})
+    assert len({(look.color, look.linestyle) for look in found.values()}) == 12
+    assert (
+        looks({"epochs": pd.DataFrame({"seed": [1]}), "stabilisation": pd.DataFrame({"method": many})})
+        == found
+    )
+
+
+def test_limits_hold_the_values_and_are_not_ruled_by_an_endless_interval():
+    low, high = span([[0.4, 0.8, np.nan]], top=None, ends=[[-50.0, 0.9]])
+    assert -0.1 < low < 0.0 and 0.9 < high < 1.0
+    assert span([[np.nan]]) == (0.0, 1.0)
+
+
+def test_an_interval_past_the_axis_is_said(tables):
+    two = build_tables(models=("small",), rates=(0.001,), seeds=2, last=4)
+    summary = two["stability_summary"].assign(ci_low=-40.0)
+    assert "reaches past" in words_of(draw("cosine_vs_epoch", {**two, "stability_summary": summary}))
+    assert "reaches past" not in words_of(draw("cosine_vs_epoch", tables))
+
+
+def test_a_notice_adds_room_and_moves_nothing(tables):
+    plain, warned = draw("settling", tables), draw("settling", tables)
+    notice(warned, "3 of 40 runs are missing")
+    assert "3 of 40 runs are missing" in words_of(warned)
+    (w, h), (wide, high) = plain.get_size_inches(), warned.get_size_inches()
+    assert wide == w and high > h
+    for before, after in zip(plain.axes, warned.axes, strict=True):
+        np.testing.assert_allclose(
+            np.multiply(after.get_position().extents, [w, high, w, high]),
+            np.multiply(before.get_position().extents, [w, h, w, h]),
+        )
+
+
+def test_saving_twice_gives_the_same_bytes(tables, tmp_path):
+    for folder in ("a", "b"):
+        save(draw("cosine_vs_epoch", tables), tmp_path / folder, "figure")
+    for kind in ("png", "pdf"):
+        first, second = ((tmp_path / folder / f"figure.{kind}").read_bytes() for folder in ("a", "b"))
+        assert first == second and len(first) > 5000
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["figure.pdf", "figure.png"]
+
+
+def test_an_unknown_figure_lists_those_there_are(tables):
+    with pytest.raises(KeyError, match="cosine_vs_epoch"):
+        draw("cosine", tables)
+
+
+def test_a_map_is_tinted_symmetrically_about_zero():
+    rng = np.random.default_rng(0)
+    some = rng.normal(size=(2, 3, 8, 8))
+    red, blue = maps.tint(some), maps.tint(-some)
+    np.testing.assert_allclose(red[..., 0] > red[..., 2], blue[..., 0] < blue[..., 2])
+    np.testing.assert_array_equal(maps.tint(some), maps.tint(some * 7.5))
+    blank = maps.tint(np.zeros((1, 4, 4)))
+    assert (blank == blank[0, 0]).all() and blank.min() > 0.95
+
+
+def test_epochs_are_spread_from_the_first_to_the_last():
+    assert maps.spread(range(5)) == [0, 1, 2, 3, 4]
+    for count in (9, 21, 51, 300):
+        chosen = maps.spread(range(count))
+        assert chosen[:2] == [0, 1] and chosen[-1] == count - 1 and len(chosen) == len(set(chosen)) == 8
+
+
+def test_a_sheet_holds_every_method_and_image():
+    rng = np.random.default_rng(0)
+    methods = ["saliency", "smoothgrad:base=integrated_gradients"]
+    values = rng.normal(size=(2, 12, 4, 1, 8, 8))
+    figure = maps.sheet(
+        rng.random((4, 1, 8, 8)), values, range(12), methods, [1, 2, 3, 4], [5, 6, 7, 8], "digits"
+    )
+    assert len(figure.axes[0].get_images()) == 3 * (1 + 2 * 8)
+    text = words_of(figure)
+    assert "test image 7" in text and "test image 8" not in text and "epoch 11" in text
+    assert not maps.sheet(np.empty((0, 1, 8, 8)), values[:, :, :0], range(12), methods, [], [], "none").axes
+
+
+@pytest.mark.parametrize("accuracy", [None, np.linspace(0.1, 0.9, 80)])
+def test_a_time_lapse_is_a_small_endless_gif(tmp_path, accuracy):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 80, 1, 8, 8))
+    path = maps.timelapse(
+        tmp_path / "x.gif", rng.random((1, 8, 8)), values, range(80), ["a", "b"], accuracy, frames=9
+    )
+    with Image.open(path) as picture:
+        assert picture.n_frames == 9 and picture.info["loop"] == 0  # type: ignore[attr-defined]
+    assert path.stat().st_size < maps.LARGEST
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gif"]

@@ -1,0 +1,183 @@
+"""The report is one file that fetches nothing, runs nothing, escapes everything and hides no gap."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_figures import build_tables
+
+from epochlens.show.figures import FIGURES
+from epochlens.show.report import ROWS_AT_MOST, write_report
+from epochlens.show.words import median_epoch, sentences
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+HOSTILE = "<img src=x onerror=alert(1)>"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags, links and text of a page; fails where elements don't nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + "\n"
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    return build_tables(seeds=4, last=6)
+
+
+def written(tmp_path, tables, **changed) -> str:
+    given = {
+        "title": "A sweep",
+        "figures": {"cosine_vs_epoch": PNG},
+        "extras": {"Maps over epochs": ("A sheet of maps.", PNG), "Time lapse": ("Moving.", b"GIF89a...")},
+        "notices": [],
+        "configuration": {"datasets": ["digits", "mnist"], "epochs": 6, "optimizer": {"name": "adam"}},
+        "summary": pd.DataFrame({"model": ["small"], "accuracy": [0.97]}),
+    }
+    path = tmp_path / "report.html"
+    write_report(path, tables=tables, **{**given, **changed})
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_report_stands_alone(tmp_path, tables):
+    text = written(tmp_path, tables)
+    page = Page(text)
+    assert not re.search(r"https?://|<script|<link|url\(|@import", text)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    sources = [image["src"] or "" for image in page.named("img")]
+    assert [source.split(",")[0] for source in sources] == [
+        "data:image/png;base64",
+        "data:image/png;base64",
+        "data:image/gif;base64",
+    ]
+    assert base64.b64decode(sources[0].split(",")[1]) == PNG
+    targets = {attributes["id"] for attributes in page.named("section")}
+    assert {link["href"] for link in page.named("a")} == {f"#{target}" for target in targets}
+    drawing = FIGURES["cosine_vs_epoch"]
+    assert drawing.title in page.text and drawing.caption in page.text and "A sheet of maps." in page.text
+    assert "digits, mnist" in page.text and "name=adam" in page.text
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path, tables):
+    assert written(tmp_path, tables) == written(tmp_path, tables)
+
+
+def test_names_from_data_are_escaped_everywhere(tmp_path, tables):
+    hostile = {}
+    for name, frame in tables.items():
+        names = [c for c in ("dataset", "model", "method", "run_id", "status", "a", "outcome") if c in frame]
+        hostile[name] = frame.assign(**dict.fromkeys(names, HOSTILE))
+    page = Page(
+        written(
+            tmp_path,
+            hostile,
+            title=HOSTILE,
+            figures={HOSTILE: PNG},
+            extras={HOSTILE + "2": (HOSTILE, PNG)},
+            notices=[HOSTILE],
+            configuration={HOSTILE: [HOSTILE]},
+            summary=pd.DataFrame({HOSTILE: [HOSTILE]}),
+        )
+    )
+    assert [set(image) for image in page.named("img")] == [{"alt", "src"}] * 2
+    assert page.text.count(HOSTILE) > 20
+    assert page.named("img")[0]["alt"] == HOSTILE
+
+
+def test_notices_stand_at_the_top_and_at_every_table(tmp_path, tables):
+    runs = tables["runs"].assign(error="")
+    runs.loc[[1, 2], ["status", "error"]] = [["failed", "out of memory"], ["missing", ""]]
+    text = written(tmp_path, {**tables, "runs": runs}, notices=["2 of 16 runs are missing"])
+    assert text.index("2 of 16 runs are missing") < text.index("<nav")
+    captions = re.findall(r"<caption>(.*?)</caption>", text)
+    assert len(captions) == 4 and all("2 of 16 runs are missing" in caption for caption in captions)
+    assert "out of memory" in text and runs["run_id"][1] in text.split("Runs that are not done")[-1]
+    assert 'class="notice"' not in written(tmp_path, tables)
+
+
+def test_comparisons_put_first_what_holds_and_count_what_is_left_out(tmp_path, tables):
+    frame = pd.concat([tables["comparisons"]] * 8, ignore_index=True)
+    frame["p_adjusted"] = np.r_[np.full(30, np.nan), np.linspace(1, 0.001, len(frame) - 30)]
+    text = written(tmp_path, {**tables, "comparisons": frame})
+    part = text.split("<h2>Comparisons</h2>")[1].split("</section>")[0]
+    lines = re.findall(r"<tr>(.*?)</tr>", part)[1:]
+    column = list(frame.columns).index("p_adjusted")
+    shown = [float(re.findall(r"<td[^>]*>(.*?)</td>", line)[column]) for line in lines]
+    assert len(shown) == ROWS_AT_MOST and shown == sorted(shown) and shown[0] == 0.001
+    assert f"{len(frame) - ROWS_AT_MOST} further rows are left out" in part and "comparisons.csv" in part
+
+
+def test_empty_tables_still_make_a_report(tmp_path, tables):
+    for poor in ({}, {name: frame.iloc[:0] for name, frame in tables.items()}):
+        page = Page(written(tmp_path, poor, summary=pd.DataFrame(), figures={}, extras={}, configuration={}))
+        assert "There are no rows" in page.text and "There are no runs" in page.text
+
+
+def test_sentences_state_accuracy_settling_and_what_holds(tables):
+    told = sentences(tables)
+    key = ("digits", "deep", 0.001)
+    epochs = tables["epochs"]
+    mine = (epochs[["dataset", "model", "learning_rate"]] == list(key)).all(axis=1) & (epochs["epoch"] == 6)
+    mean = epochs.loc[mine, "accuracy"].mean()
+    about = next(line for line in told if line.startswith("digits · deep · lr 0.001:"))
+    assert f"accuracy {mean:.3f} after epoch 6 (4 seeds, 95 % interval" in about
+    assert "saliency" in about and "integrated_gradients" in about
+    frame = tables["comparisons"]
+    hold, tested = int((frame["p_adjusted"] < 0.05).sum()), int(frame["p_adjusted"].notna().sum())
+    assert any(line.startswith(f"{hold} of {tested} paired comparisons hold") for line in told)
+    assert sum("adjusted p =" in line for line in told) == hold
+    assert "mean_cosine: lr 0.001 minus lr 0.01 is +0.034" in "\n".join(told)
+
+
+def test_sentences_say_how_many_runs_are_not_done(tables):
+    runs = tables["runs"].copy()
+    runs.loc[:2, "status"] = "failed"
+    assert sentences({**tables, "runs": runs})[0].startswith(f"3 of {len(runs)} runs are not done (3 failed)")
+    assert not any("not done" in line for line in sentences(tables))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "censored", "expected"),
+    [
+        ([3, 5, 9], [False, False, True], (5.0, False)),
+        ([3, 9, 9], [False, True, True], (9.0, True)),
+        ([3, 5, 9, 9], [False, False, True, True], (7.0, True)),
+    ],
+)
+def test_a_median_among_censored_seeds_is_a_lower_bound(epochs, censored, expected):
+    assert median_epoch(pd.DataFrame({"epoch": epochs, "censored": censored})) == expected
+
+
+def test_one_seed_has_no_interval_in_words():
+    alone = build_tables(models=("small",), rates=(0.001,), seeds=1, last=4)
+    about = next(line for line in sentences(alone) if line.startswith("digits"))
+    assert "(one seed)" in about and "interval" not in about and "nan" not in about
