@@ -104,9 +104,7 @@ def test_completeness_holds_to_the_rule_s_order_on_a_nonlinear_model(rule, bound
 def test_endpoints_rule_is_the_plain_mean_over_both_ends():
     model, (images, targets) = network(), batch()
     steps = 20
-    total = sum(
-        attribute(model, images * (k / (steps - 1)), targets, "saliency") for k in range(steps)
-    )
+    total = sum(attribute(model, images * (k / (steps - 1)), targets, "saliency") for k in range(steps))
     maps = attribute(model, images, targets, "integrated_gradients:rule=endpoints")
     torch.testing.assert_close(maps, images * total / steps)
 
@@ -149,7 +147,9 @@ def test_methods_keep_shape_and_dtype_and_do_not_mix_images(name, dtype):
     assert maps.dtype == dtype
     assert not maps.requires_grad
     if dtype == torch.float64:
-        alone = torch.cat([attribute(model, images[i : i + 1], targets[i : i + 1], name, **options) for i in range(5)])
+        alone = torch.cat(
+            [attribute(model, images[i : i + 1], targets[i : i + 1], name, **options) for i in range(5)]
+        )
         torch.testing.assert_close(maps, alone)
 
 

@@ -101,7 +101,9 @@ def weights(trajectory: training.Trajectory) -> list[torch.Tensor]:
     return [value.clone() for value in trajectory.model.state_dict().values()]
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "adam"}, {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}])
+@pytest.mark.parametrize(
+    "optimizer", [{"name": "adam"}, {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}]
+)
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_resumed_trajectory_is_bit_identical(digits, stop, optimizer):
     def fresh():

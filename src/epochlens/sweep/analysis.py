@@ -266,17 +266,18 @@ def summarise_conditions(made: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     curves = curves[(curves["metric"] == "cosine") & (curves["reference"] == "previous")]
     for key, group in settled.groupby([*CONDITION, "method"], sort=False):
         same = dict(zip([*CONDITION, "method"], key, strict=True))
-        accuracy = _interval(last[_match(last, same, CONDITION)]["accuracy"])
-        mine = curves[_match(curves, same, [*CONDITION, "method"])]
+        accuracy = last[_match(last, same, CONDITION)]["accuracy"]
+        mine = curves[_match(curves, same, [*CONDITION, "method"])].groupby("seed")["value"].mean()
+        late = int(group["censored"].sum())
         rows.append(
             {
-                **same,
+                "configuration": f"{same['dataset']} {same['model']} lr {same['learning_rate']:g}",
+                "method": same["method"],
                 "seeds": len(group),
-                "accuracy": accuracy,
-                "cosine to previous": _interval(mine.groupby("seed")["value"].mean()),
-                "settling epoch": f"{group['epoch'].median():g}",
-                "not settled": f"{int(group['censored'].sum())}/{len(group)}",
-                "accuracy settles": f"{group['accuracy_epoch'].median():g}",
+                "final accuracy": _interval(accuracy),
+                "cosine to previous": _interval(mine),
+                "maps settle": f"epoch {group['epoch'].median():g}" + (f" ({late} did not)" if late else ""),
+                "accuracy settles": f"epoch {group['accuracy_epoch'].median():g}",
             }
         )
     return pd.DataFrame(rows)

@@ -24,6 +24,8 @@ from epochlens.sweep.progress import duration, grid_table
 
 words = LazyModule("epochlens.show.words")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+PLAIN_WIDTH = 128
+NAMED_AT_MOST = 5
 
 
 def run(
@@ -41,7 +43,7 @@ def run(
     `again` is the command that goes on after an interruption.
     """
     started = time.monotonic()
-    console = Console(stderr=json, soft_wrap=True, highlight=False)
+    console = make_console(json)
     folder = plan.sweep_folder(sweep)
     plots = (Path(sweep.plots_dir) / sweep.name).absolute()
     if fresh and not dry_run:
@@ -69,6 +71,14 @@ def run(
         )
         return document, INTERRUPTED
     return document, DONE if all(task.status == "done" for task in after) else FAILED
+
+
+def make_console(json: bool) -> Console:
+    """Where people read: stdout, or stderr while stdout carries a JSON document."""
+    console = Console(stderr=json, soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
 
 
 def train_and_analyze(
@@ -114,7 +124,7 @@ def analyze_only(
 ) -> tuple[dict[str, Any], int]:
     """The analyze command: tables, figures and report of what is on disk."""
     started = time.monotonic()
-    console = Console(stderr=json, soft_wrap=True, highlight=False)
+    console = make_console(json)
     try:
         with driver.stoppable(), driver.ray_cluster(sweep):
             result = measure(console, folder, plots, tau)
@@ -209,8 +219,10 @@ def tell_outcome(
             record = store.read_json(plan.run_folder(folder, task.run.run_id) / "run.json") or {}
             error, log = escape(str(record.get("error"))), escape(str(record.get("log")))
             console.print(f"[red]failed[/red] {task.run.run_id}: {error}\n       log: {log}")
-        elif task.status != "done":
-            console.print(f"[yellow]not done[/yellow] {task.run.run_id} ({task.status})")
+    left = [f"{t.run.run_id} ({t.status})" for t in after if t.status not in ("done", "failed")]
+    if left:
+        more = f" and {len(left) - NAMED_AT_MOST} more" if len(left) > NAMED_AT_MOST else ""
+        console.print(f"[yellow]not done[/yellow]: {', '.join(left[:NAMED_AT_MOST])}{more}")
 
 
 def tell_result(console: Console, folder: Path, plots: Path, result: analysis.Analysis) -> None:

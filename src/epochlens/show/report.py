@@ -1,0 +1,237 @@
+"""One HTML file with everything in it: words, figures, tables; nothing is fetched and nothing runs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from epochlens.record.store import write_whole
+
+from . import frames
+from .figures import FIGURES
+from .frames import KEYS, groups, keep, numbers
+from .words import sentences
+
+__all__ = ["sentences", "write_report"]
+
+ROWS_AT_MOST = 40
+STYLE = """
+:root{color-scheme:light}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:68rem;padding:1rem 1.1rem 4rem;background:#fff;color:#1a1a1a;
+ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;overflow-wrap:break-word}
+h1{font-size:1.7rem;line-height:1.2;margin:.6rem 0 1rem}
+h2{font-size:1.25rem;margin:2.6rem 0 .7rem;padding-top:.5rem;border-top:1px solid #ddd}
+h3{font-size:1.05rem;margin:2rem 0 .5rem}
+p,li{max-width:46rem}
+a{color:#0059a3}
+nav ul{columns:2 18rem;padding-left:1.1rem;margin:.4rem 0}
+nav li{break-inside:avoid}
+.notice{background:#fff1d6;border:1px solid #d55e00;border-left-width:.4rem;color:#5c2300;
+ padding:.6rem .9rem;margin:1rem 0;font-weight:600}
+.notice p{margin:.2rem 0;max-width:none}
+figure{margin:1rem 0 2rem}
+figure img{max-width:100%;height:auto;display:block}
+figcaption{color:#444;font-size:.9rem;max-width:46rem;margin-top:.4rem}
+.scroll{overflow-x:auto;margin:.8rem 0 1.4rem}
+table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
+caption{caption-side:top;text-align:left;color:#444;padding:.2rem 0 .5rem;max-width:46rem}
+caption strong{color:#8a3500}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #e4e4e4;text-align:left;vertical-align:top;
+ white-space:nowrap}
+th{border-bottom:2px solid #999}
+td.number{text-align:right}
+td.long{white-space:normal;min-width:14rem;overflow-wrap:anywhere}
+@media print{body{max-width:none;font-size:10pt;padding:0}nav{display:none}.scroll{overflow:visible}
+ table{font-size:6.5pt}th,td{padding:.1rem .25rem;white-space:normal}
+ figure,tr{break-inside:avoid}h2,h3{break-after:avoid}}
+"""
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, bytes],
+    extras: Mapping[str, tuple[str, bytes]],
+    notices: Sequence[str],
+    configuration: Mapping[str, object],
+    summary: pd.DataFrame,
+) -> None:
+    """Write the report: figures are PNG bytes by name, extras (caption, PNG or GIF bytes) by heading."""
+    warned = " ".join(notices)
+    sections = [
+        ("In words", bullets(sentences(tables))),
+        ("Configuration", settings(configuration)),
+        ("Summary", table(summary, "What each configuration reached.", warned)),
+        *(illustration(name, content) for name, content in figures.items()),
+        *((name, image(content, name, caption)) for name, (caption, content) in extras.items()),
+        ("Settling epochs", settling_table(tables, warned)),
+        ("Comparisons", comparison_table(tables, warned)),
+        ("Runs that are not done", lacking_table(tables, warned)),
+    ]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, page(title, sections, notices).encode())
+
+
+def page(title: str, sections: Sequence[tuple[str, str]], notices: Sequence[str]) -> str:
+    """The whole document; sections are headings (plain text) with their content (HTML)."""
+    banner = "".join(f"<p>{escape(notice)}</p>" for notice in notices)
+    banner = f'<div class="notice" role="note">{banner}</div>' if banner else ""
+    contents = "".join(f'<li><a href="#s{i}">{escape(name)}</a></li>' for i, (name, _) in enumerate(sections))
+    body = "".join(
+        f'<section id="s{i}"><h2>{escape(name)}</h2>{content}</section>\n'
+        for i, (name, content) in enumerate(sections)
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f'<body><h1>{escape(title)}</h1>{banner}<nav aria-label="Contents"><ul>{contents}</ul></nav>\n'
+        f"<main>{body}</main></body></html>\n"
+    )
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Sentences as a list."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else "<p>Nothing to tell yet.</p>"
+
+
+def settings(configuration: Mapping[str, object]) -> str:
+    """The sweep's configuration as a table of two columns."""
+    lines = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th><td class="long">{escape(plain(value))}</td></tr>'
+        for name, value in configuration.items()
+    )
+    return f'<div class="scroll"><table><tbody>{lines}</tbody></table></div>'
+
+
+def plain(value: object) -> str:
+    """A setting as text: lists with commas, mappings as name=value."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={plain(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain(inner) for inner in value)
+    return "" if value is None else str(value)
+
+
+def illustration(name: str, content: bytes) -> tuple[str, str]:
+    """A figure's heading and its image with caption; an unknown name is its own heading."""
+    drawing = FIGURES.get(name)
+    if drawing is None:
+        return name, image(content, name, "")
+    return drawing.title, image(content, drawing.title, drawing.caption)
+
+
+def image(content: bytes, alternative: str, caption: str) -> str:
+    """An image inside the page, with its caption."""
+    kind = "gif" if content.startswith(b"GIF8") else "png"
+    data = base64.b64encode(content).decode("ascii")
+    return (
+        f'<figure><img alt="{escape(alternative)}" src="data:image/{kind};base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def table(frame: pd.DataFrame, caption: str, warned: str = "") -> str:
+    """A data frame as an HTML table; numbers have four significant digits, undefined ones a dash."""
+    if frame.empty:
+        return f"<p>{escape(caption)} There are no rows.</p>" + (
+            f"<p><strong>{escape(warned)}</strong></p>" if warned else ""
+        )
+    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in frame.columns)
+    lines = "".join(
+        f"<tr>{''.join(cell(value) for value in row)}</tr>"
+        for row in frame.itertuples(index=False, name=None)
+    )
+    warning = f" <strong>{escape(warned)}</strong>" if warned else ""
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}{warning}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def cell(value: object) -> str:
+    """One table cell."""
+    if isinstance(value, (bool, np.bool_)):
+        return f"<td>{'yes' if value else 'no'}</td>"
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return f'<td class="number">{number(float(value))}</td>'
+    text = "" if value is None or value is pd.NA or value is pd.NaT else str(value)
+    kind = ' class="long"' if len(text) > 40 else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+def number(value: float) -> str:
+    """A number in few digits; a dash where it is undefined."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def settling_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:
+    """Settling epochs per configuration, method and metric: median, range and number censored."""
+    needed = [*KEYS, "seed", "method", "metric", "epoch", "censored", "accuracy_epoch", "lag"]
+    frame = frames.rows(tables, "stabilisation", needed)
+    lines = [
+        {
+            **dict(zip([*KEYS, "method", "metric"], key, strict=True)),
+            "seeds": len(part),
+            "median epoch": middle(part, "epoch"),
+            "earliest": numbers(part, "epoch").min(),
+            "latest": numbers(part, "epoch").max(),
+            "not settled": int(numbers(part, "censored").sum()),
+            "accuracy epoch": middle(part, "accuracy_epoch"),
+            "median lag": middle(part, "lag"),
+        }
+        for key, part in groups(frame, [*KEYS, "method", "metric"]).items()
+    ]
+    caption = (
+        "First epoch from which maps stay similar to the final ones, over seeds. Seeds that did not "
+        "settle count with the last epoch, so where there are some, median and latest are lower "
+        "bounds. Lag: epochs after accuracy settled. Every seed is in stabilisation.csv."
+    )
+    return table(pd.DataFrame(lines), caption, warned)
+
+
+def middle(part: pd.DataFrame, column: str) -> float:
+    """The median of what is defined."""
+    finite = numbers(part, column)
+    finite = finite[np.isfinite(finite)]
+    return float(np.median(finite)) if finite.size else float("nan")
+
+
+def comparison_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:
+    """Paired comparisons, the smallest adjusted p first, at most ROWS_AT_MOST of them."""
+    needed = ["factor", "a", "b", *KEYS, "method", "outcome", "n", "p_adjusted"]
+    frame = frames.rows(tables, "comparisons", needed)
+    hold = int((numbers(frame, "p_adjusted") < 0.05).sum())
+    shown = frame.sort_values("p_adjusted", kind="stable", na_position="last").head(ROWS_AT_MOST)
+    left_out = len(frame) - len(shown)
+    rest = f" {left_out} further rows are left out here; all are in comparisons.csv." if left_out else ""
+    caption = (
+        "Wilcoxon signed-rank tests over seeds of a minus b; * marks the factor compared. "
+        f"{hold} of {len(frame)} have a p below 0.05 after Holm's correction; they come first.{rest}"
+    )
+    return table(shown, caption, warned)
+
+
+def lacking_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:
+    """Runs that failed, are missing or unfinished, with what is known about them."""
+    frame = frames.rows(tables, "runs", ["status"])
+    lacking = keep(frame, frame["status"] != "done")
+    if lacking.empty:
+        return f"<p>All {len(frame)} runs are done.</p>" if len(frame) else "<p>There are no runs.</p>"
+    wanted = ["run_id", *KEYS, "seed", "status", "error"]
+    other = [column for column in lacking if column not in wanted]
+    caption = (
+        f"{len(lacking)} of {len(frame)} runs; running the same sweep again does these and nothing else."
+    )
+    return table(lacking.drop(columns=other), caption, warned)
