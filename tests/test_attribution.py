@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_smoothgrad_is_the_mean_over_its_own_draws(base):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_methods_keep_shape_and_dtype_and_do_not_mix_images(name, dtype):
     model, (images, targets) = network(dtype=dtype), batch(dtype=dtype)
-    options = {"noise": 0.0} if name == "smoothgrad" else {}
+    options: dict[str, Any] = {"noise": 0.0} if name == "smoothgrad" else {}
     maps = attribute(model, images, targets, name, **options)
     assert maps.shape == images.shape
     assert maps.dtype == dtype
@@ -163,11 +164,11 @@ def test_micro_batches_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_model_is_given_back_as_it_was(name):
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(75, 4))
-    model.train()
-    model[1].eval()
-    model[0].weight.requires_grad_(False)
-    model[4].weight.grad = torch.ones_like(model[4].weight)
+    first, norm, last = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(75, 4)
+    model = nn.Sequential(first, norm, nn.Dropout(), nn.Flatten(), last)
+    norm.eval()
+    first.weight.requires_grad_(False)
+    last.weight.grad = torch.ones_like(last.weight)
     images, targets = batch(dtype=torch.float32)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     stream = torch.get_rng_state()
@@ -175,8 +176,8 @@ def test_the_model_is_given_back_as_it_was(name):
         attribute(model, images, targets, name)
     assert [m.training for m in model] == [True, False, True, True, True]
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True, True]
-    assert torch.equal(model[4].weight.grad, torch.ones_like(model[4].weight))
-    assert all(p.grad is None for p in model.parameters() if p is not model[4].weight)
+    assert torch.equal(last.weight.grad, torch.ones_like(last.weight))
+    assert all(p.grad is None for p in model.parameters() if p is not last.weight)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), stream)
     assert not any(m._forward_hooks or m._backward_hooks for m in model)

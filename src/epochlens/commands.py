@@ -1,4 +1,4 @@
-"""The command lines: arguments in, exit code out. 0 all done, 1 some runs failed, 2 usage, 130 interrupted."""
+"""The command lines. Exit codes: 0 all done, 1 some runs failed, 2 usage, 130 interrupted."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Sweep:
         ("digits",), "digits mnist fashion_mnist cifar10 npz:PATH folder:PATH module:function"
     )
     models: tuple[str, ...] = _setting(("small", "deep"), "small deep torchvision:NAME module:factory")
-    lrs: tuple[float, ...] = _setting((0.001, 0.01), "learning rates")
+    lrs: tuple[float, ...] = _setting((0.001, 0.01), "learning rates", above=0)
     seeds: tuple[int, ...] = _setting(tuple(range(10)), "one run per seed")
     methods: tuple[str, ...] = _setting(
         ("saliency", "integrated_gradients"), "attribution methods, as name or name:option=value,..."
@@ -171,7 +171,7 @@ def _number(name: str, value: Any, kind: type) -> Any:
     metadata = FIELDS[name].metadata
     if not math.isfinite(number):
         raise UsageError(name, value, "is not finite")
-    if name == "lrs" and number <= 0 or "above" in metadata and number <= metadata["above"]:
+    if number <= metadata.get("above", -math.inf):
         raise UsageError(name, value, "must be greater than 0")
     if "least" in metadata and number < metadata["least"]:
         raise UsageError(name, value, f"must be at least {metadata['least']}")
@@ -187,7 +187,7 @@ def preset_folder() -> Path:
 
 
 def read_settings(preset: str | None) -> dict[str, Any]:
-    """Fields set by a preset's name or a TOML file; its name is the sweep's unless the file says otherwise."""
+    """Fields set by a preset or a TOML file, whose own name is the sweep's unless the file says one."""
     presets = {path.stem: path for path in sorted(preset_folder().glob("*.toml"))}
     preset = preset or "digits"
     path = presets.get(preset) or Path(preset)

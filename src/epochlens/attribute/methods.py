@@ -1,4 +1,4 @@
-"""METHODS: one visible mapping from name to function; labels such as `smoothgrad:base=integrated_gradients`."""
+"""METHODS: one visible mapping from name to function, and labels such as `smoothgrad:noise=0.2`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def attribute(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Tensor:
-    """Maps [N,C,H,W] of `method` for images [N,C,H,W] and target classes [N], in the images' dtype and device.
+    """Maps [N,C,H,W] of `method` for images [N,C,H,W] and target classes [N], of the images' dtype.
 
     `method` is a name or a label with options (`integrated_gradients:steps=50`); keyword options override.
     `generator` feeds stochastic methods. The model is explained in eval mode and given back as it was:

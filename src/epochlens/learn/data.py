@@ -10,7 +10,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def load_digits(data_dir: Path, download: bool = True) -> Splits:
     """scikit-learn's embedded 8x8 digits; every fifth image of each class is a test image."""
     from sklearn.datasets import load_digits as embedded
 
-    bunch = embedded()
+    bunch: Any = embedded()
     images, labels = np.asarray(bunch.images, np.float32) / 16, np.asarray(bunch.target)
     rank_in_class = np.empty(len(labels), int)
     for label in np.unique(labels):

@@ -57,7 +57,7 @@ ALSO = ", or torchvision:NAME, or pkg.module:factory called as factory(in_channe
 
 
 def torchvision_classifier(name: str) -> Factory:
-    """A factory for torchvision's classifier `name`, untrained, its first convolution fitted to the channels."""
+    """A factory for torchvision's classifier, untrained, its first convolution fitted to the channels."""
     from torchvision import models
 
     if name not in models.list_models(module=models):

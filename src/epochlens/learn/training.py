@@ -85,7 +85,7 @@ def begin(
     device: str = "cpu",
     **optimizer: Any,
 ) -> Trajectory:
-    """A trajectory before its first epoch: everything seeded, then the model built, as a plain script does."""
+    """A trajectory before its first epoch: all streams seeded, then the model built, as in a plain script."""
     with streams.global_streams_kept():
         streams.seed_all(seed)
         model = factory(shape[0], num_classes).to(device)

@@ -1,11 +1,11 @@
-"""Maps and metrics as Parquet and npz bytes: schemas, writing, reading. Where they lie is `store`'s matter."""
+"""Maps and metrics as Parquet and npz: schemas, writing, reading. Where they lie is `store`'s matter."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -49,14 +49,13 @@ def maps_schema(shape: Sequence[int]) -> pa.Schema:
 
 def open_writer(sink, schema: pa.Schema) -> pq.ParquetWriter:
     """A Parquet writer suited to maps: floats split by byte before compression, no dictionary for them."""
-    return pq.ParquetWriter(
-        sink,
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=["method"],
-        use_byte_stream_split=["attribution.list.element"],
-    )
+    settings: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": ["method"],
+        "use_byte_stream_split": ["attribution.list.element"],
+    }
+    return pq.ParquetWriter(sink, schema, **settings)
 
 
 def maps_bytes(maps: Maps) -> bytes:

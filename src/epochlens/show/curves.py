@@ -15,10 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from epochlens.measure.statistics import t_interval
-
-from . import frames, style
-from .frames import KEYS, Tables, groups, numbers
-from .style import Look
+from epochlens.show import frames, style
+from epochlens.show.frames import KEYS, Tables, groups, numbers
+from epochlens.show.style import Look
 
 SEEDS = [*KEYS, "seed", "method", "epoch", "value"]
 MEANS = [*KEYS, "method", "epoch", "n_seeds", "n_undefined", "mean", "ci_low", "ci_high"]

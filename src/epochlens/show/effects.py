@@ -14,11 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from epochlens.measure.statistics import t_interval
-
-from . import frames, style
-from .frames import KEYS, Tables, groups, keep, numbers
-from .style import Look
-from .words import median_epoch
+from epochlens.show import frames, style
+from epochlens.show.frames import KEYS, Tables, groups, keep, numbers
+from epochlens.show.style import Look
+from epochlens.show.words import median_epoch
 
 NOUNS = {"dataset": "dataset", "model": "model", "learning_rate": "learning rate"}
 

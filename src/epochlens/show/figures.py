@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from . import curves, effects
-from .frames import Tables
-from .style import notice, save
+from epochlens.show import curves, effects
+from epochlens.show.frames import Tables
+from epochlens.show.style import notice, save
 
 __all__ = ["FIGURES", "Drawing", "draw", "notice", "save"]
 

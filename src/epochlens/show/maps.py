@@ -18,8 +18,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from epochlens.record.store import write_whole
-
-from . import style
+from epochlens.show import style
 
 COLOURS = "RdBu_r"
 SHEET_CAPTION = (

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 
 from epochlens.record.store import write_whole
-
-from . import frames
-from .figures import FIGURES
-from .frames import KEYS, groups, keep, numbers
-from .words import sentences
+from epochlens.show import frames
+from epochlens.show.figures import FIGURES
+from epochlens.show.frames import KEYS, groups, keep, numbers
+from epochlens.show.words import sentences
 
 __all__ = ["sentences", "write_report"]
 

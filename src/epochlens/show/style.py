@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from epochlens.record.store import write_whole
-
-from .frames import Tables
+from epochlens.show.frames import Tables
 
 Dash = Literal["-", "--", ":"]
 

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from epochlens.measure.statistics import t_interval
-
-from . import frames, style
-from .frames import KEYS, Tables, groups, keep, numbers
+from epochlens.show import frames, style
+from epochlens.show.frames import KEYS, Tables, groups, keep, numbers
 
 NAMED_AT_MOST = 12
 

@@ -35,7 +35,7 @@ def draw_all(
 ) -> None:
     """Writes every figure as PNG and PDF, the sheets and the time lapse, and report.html into `plots`."""
     plots.mkdir(parents=True, exist_ok=True)
-    shared = ray.put(dict(tables))
+    shared: Any = ray.put(dict(tables))
     figure = ray.remote(max_retries=3)(draw_figure)
     sheet = ray.remote(max_retries=3)(draw_sheet)
     lapse = ray.remote(max_retries=3)(draw_timelapse)
@@ -65,7 +65,7 @@ def draw_figure(key: str, tables: Mapping[str, pd.DataFrame], plots: str, notice
 
 def examples(done: Sequence[Mapping[str, Any]], runs: pd.DataFrame) -> list[Mapping[str, Any]]:
     """For each dataset and model the run that the maps are shown of: the most accurate, first in the grid."""
-    accuracy = runs.set_index("run_id")["final_accuracy"].fillna(-np.inf)
+    accuracy = dict(zip(runs["run_id"], runs["final_accuracy"].fillna(-np.inf), strict=True))
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for run in done:
         key = (str(run["dataset"]), str(run["model"]))

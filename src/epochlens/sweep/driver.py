@@ -1,4 +1,4 @@
-"""Runs what a plan says is missing as Ray Tune trials. The store is the truth: Tune's own state is scratch."""
+"""Trains what a plan says is missing, as Ray Tune trials. The store is the truth, Tune's state scratch."""
 
 from __future__ import annotations
 
@@ -71,8 +71,11 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def ray_cluster(sweep: Sweep) -> Iterator[Any]:
-    """A Ray cluster of this process's own, or the one at the sweep's address; yields Ray's context."""
+def ray_cluster(sweep: Sweep, num_cpus: int | None = None) -> Iterator[Any]:
+    """The cluster this process is in, else the one at the sweep's address, else one started here.
+
+    Yields Ray's context. `num_cpus` overrides the CPUs of a cluster started here.
+    """
     threads = str(max(1, int(sweep.cpus_per_trial)))
     environment = {**RAY_SETTINGS, "OMP_NUM_THREADS": threads}
     for name, value in environment.items():
@@ -85,6 +88,7 @@ def ray_cluster(sweep: Sweep) -> Iterator[Any]:
     if started_here:
         context = ray.init(
             address=address,
+            num_cpus=num_cpus,
             include_dashboard=sweep.dashboard if address == "local" else None,
             log_to_driver=False,
             logging_level=logging.ERROR,

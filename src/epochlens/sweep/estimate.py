@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -114,7 +115,7 @@ def epoch_seconds(run: Run, splits: training.TensorSplits) -> float:
     for method in run.methods:
         attribute(trajectory.model, images, labels, method)
     stamps.append(time.perf_counter())
-    train, test, explain = (after - before for before, after in zip(stamps, stamps[1:], strict=False))
+    train, test, explain = (after - before for before, after in itertools.pairwise(stamps))
     train *= len(splits.x_train) / len(part.x_train)
     test *= len(splits.x_test) / len(part.x_test)
     return train + test + explain

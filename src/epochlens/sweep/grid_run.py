@@ -24,7 +24,7 @@ from epochlens.sweep.progress import duration, grid_table
 
 words = LazyModule("epochlens.show.words")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-PLAIN_WIDTH = 128
+PLAIN_WIDTH = 150
 NAMED_AT_MOST = 5
 
 

@@ -74,6 +74,6 @@ def record_sweep(folder: Path, sweep: Sweep, runs: Sequence[Run], about: Mapping
 
 
 def set_stale_aside(folder: Path, tasks: Sequence[Task]) -> list[Path]:
-    """Moves corrupt runs out of the way, keeping them, so that they are done anew; returns their new places."""
+    """Moves corrupt runs out of the way, so that they are done anew; returns where they are kept."""
     corrupt = [task.run.run_id for task in tasks if task.status == "corrupt"]
     return [store.set_aside(run_folder(folder, run_id)) for run_id in corrupt]

@@ -105,6 +105,7 @@ def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) ->
     saved = store.latest_state(folder, tracker.entries)
     if saved is not None:
         training.restore(trajectory, saved)
+    tracker.about["resumed_from_epoch"] = trajectory.epoch if saved is not None else None
     weights = [] if shared.keep_weights == "none" else ["weights.pt"]
     for epoch in training.train(trajectory, splits, run.epochs, run.batch_size):
         if shared.keep_weights == "all":

@@ -1,0 +1,266 @@
+"""Whole sweeps on a real Ray cluster: plan, trials, store, analysis, resume, failures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics.pairwise import cosine_similarity
+
+from epochlens.attribute.methods import attribute
+from epochlens.commands import analyze, export, grid
+from epochlens.learn import data, models, streams, training
+from epochlens.record import store
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+SMALL = ["--lrs", "0.01", "--epochs", "3", "--probe-samples", "6"]
+SAME_BITS = ("attributions.parquet", "probe.npz", "weights.pt")
+COLUMNS = {
+    "epochs": "dataset model learning_rate seed epoch train_loss test_loss accuracy",
+    "stability": "dataset model learning_rate seed run_id method epoch reference metric sample value",
+    "stability_summary": "dataset model learning_rate method epoch reference metric n_seeds n_undefined "
+    "mean std ci_low ci_high",
+    "variance": "dataset model learning_rate seed method raw normalised",
+    "stabilisation": "dataset model learning_rate seed method metric epoch censored accuracy_epoch lag",
+}
+
+
+def sweep(root: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Runs the grid command in this process; returns its exit code and JSON document."""
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    places = ["--results-dir", str(root / "results"), "--plots-dir", str(root / "plots")]
+    with contextlib.redirect_stdout(said):
+        code = grid([*arguments, *places, "--json"])
+    return code, json.loads(said.getvalue())
+
+
+def bits(results: Path) -> dict[str, bytes]:
+    """Every file whose bytes must not depend on how a sweep went, by run and name."""
+    paths = [path for name in SAME_BITS for path in results.glob(f"runs/*/{name}")]
+    found = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+    tables = results / "tables"
+    if tables.exists():
+        found |= {p.name: p.read_bytes() for p in tables.glob("*.parquet") if p.stem != "runs"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cluster):
+    """A finished sweep of 2 models x 2 seeds with its document."""
+    root = tmp_path_factory.mktemp("finished")
+    code, document = sweep(root, "--seeds", "0", "1", "--name", "s", *SMALL)
+    assert code == 0
+    return root, document
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished sweep to do things to."""
+    root, _ = finished
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_sweep_leaves_store_tables_figures_and_report(finished):
+    root, document = finished
+    results, plots = root / "results" / "s", root / "plots" / "s"
+    assert (document["runs_total"], document["runs_done"], document["runs_done_before"]) == (4, 4, 0)
+    assert all(0 < run["final_accuracy"] <= 1 for run in document["runs"])
+    for name, columns in COLUMNS.items():
+        found = pq.read_schema(results / "tables" / f"{name}.parquet").names
+        assert found[: len(columns.split())] == columns.split()
+    for name in ("runs", "comparisons", "stability_summary"):
+        assert len(pd.read_csv(results / "tables" / f"{name}.csv"))
+    report = (plots / "report.html").read_text()
+    assert "INCOMPLETE" not in report
+    assert len(list(plots.glob("*.png"))) == len(list(plots.glob("*.pdf"))) >= 12
+    assert (plots / "timelapse.gif").read_bytes()[:4] == b"GIF8"
+    events = list((results / "tune").rglob("events.out.tfevents*"))
+    assert {event.parent.name for event in events} == {run["run_id"] for run in document["runs"]}
+    settings = json.loads((results / "sweep.json").read_text())
+    assert settings["settings"]["epochs"] == 3
+    assert settings["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert not list(results.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["small", "deep"])
+def test_the_store_holds_what_a_loop_without_ray_computes(finished, name):
+    root, document = finished
+    [folder] = (root / "results" / "s" / "runs").glob(f"digits-{name}-*seed1*")
+    maps, epochs = store.load(folder), store.read_epochs(folder)
+    torch.set_num_threads(1)
+    splits = training.as_tensors(data.load("digits", range(10), "unused"))
+    probe = streams.probe_indices(len(splits.x_test), 6, 0)
+    run = training.begin(models.MODELS[name].factory, (1, 8, 8), 10, 1, learning_rate=0.01)
+    for t, epoch in enumerate(training.train(run, splits, 3, 128)):
+        assert epochs["accuracy"][t] == epoch.accuracy
+        for m, method in enumerate(maps.methods.tolist()):
+            here = attribute(run.model, splits.x_test[probe], splits.y_test[probe], method)
+            np.testing.assert_allclose(maps.attributions[t, m], here, rtol=1e-4, atol=1e-6)
+    assert maps.samples.tolist() == probe.tolist()
+    assert maps.epochs.tolist() == [0, 1, 2, 3]
+
+
+def test_tables_agree_with_scipy_and_scikit_learn(finished):
+    root, document = finished
+    results = root / "results" / "s"
+    rows = pd.read_parquet(results / "tables" / "stability.parquet")
+    run_id = document["runs"][0]["run_id"]
+    maps = store.load(results / "runs" / run_id)
+    flat = maps.attributions.reshape(4, 2, 6, -1).astype(np.float64)
+    rows = rows[(rows["run_id"] == run_id) & (rows["method"] == "integrated_gradients")]
+    values = rows.set_index(["reference", "metric", "epoch", "sample"])["value"].to_dict()
+    at = {"previous": lambda e: e - 1, "final": lambda e: 3, "initial": lambda e: 0}
+    for reference, epochs in (("previous", (2, 3)), ("final", (0, 1, 2, 3)), ("initial", (1, 2, 3))):
+        for epoch in epochs:
+            for n, sample in enumerate(maps.samples):
+                a, b = flat[epoch, 1, n], flat[at[reference](epoch), 1, n]
+                peers = {
+                    "cosine": cosine_similarity([a], [b])[0, 0],
+                    "spearman": spearmanr(a, b).statistic,
+                    "spearman_abs": spearmanr(abs(a), abs(b)).statistic,
+                }
+                for metric, peer in peers.items():
+                    found = values[reference, metric, epoch, sample]
+                    assert found == pytest.approx(peer, abs=1e-6, nan_ok=True)
+    assert set(rows["epoch"][rows["reference"] == "previous"]) == {2, 3}
+
+
+def test_the_same_command_again_trains_nothing_and_says_so(copy, capsys):
+    before = bits(copy / "results" / "s")
+    code, document = sweep(copy, "--seeds", "0", "1", "--name", "s", *SMALL)
+    assert code == 0
+    assert document["runs_done_before"] == 4
+    assert bits(copy / "results" / "s") == before
+    assert "nothing to train" in capsys.readouterr().err
+
+
+def test_a_wider_grid_adds_only_its_new_runs(copy):
+    runs = copy / "results" / "s" / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+    code, document = sweep(copy, "--seeds", "0", "1", "2", "--name", "s", *SMALL)
+    assert code == 0
+    assert (document["runs_total"], document["runs_done_before"]) == (6, 4)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert pd.read_csv(copy / "results/s/tables/stability_summary.csv")["n_seeds"].max() == 3
+
+
+@pytest.mark.parametrize("name", ["attributions.parquet", "weights.pt"])
+def test_a_damaged_run_is_kept_aside_and_done_anew_to_the_same_bits(copy, name):
+    results = copy / "results" / "s"
+    before = bits(results)
+    victim = sorted(results.glob(f"runs/*/{name}"))[0]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(content)
+    code, document = sweep(copy, "--seeds", "0", "1", "--name", "s", *SMALL)
+    assert code == 0
+    assert document["runs_done_before"] == 3
+    kept = results / "runs" / f"{victim.parent.name}.old-1"
+    assert (kept / name).read_bytes() == content
+    shutil.rmtree(kept)
+    assert bits(results) == before
+
+
+def test_fresh_moves_earlier_results_aside(copy):
+    before = bits(copy / "results" / "s")
+    code, document = sweep(copy, "--seeds", "0", "1", "--name", "s", "--fresh", "--no-analysis", *SMALL)
+    assert code == 0
+    assert document["runs_done_before"] == 0
+    assert bits(copy / "results" / "s.old-1") == before
+    anew = bits(copy / "results" / "s")
+    assert anew == {name: content for name, content in before.items() if name in anew}
+    assert len(anew) == 4 * len(SAME_BITS)
+
+
+def test_results_do_not_depend_on_order_or_on_how_many_run_at_once(finished, tmp_path):
+    root, _ = finished
+    code, _ = sweep(
+        tmp_path, "--seeds", "1", "0", "--models", "deep", "small", "--name", "s", "--cpus-per-trial", "0.5",
+        "--no-analysis", *SMALL,
+    )  # fmt: skip
+    assert code == 0
+    expected = bits(root / "results" / "s")
+    found = bits(tmp_path / "results" / "s")
+    assert len(found) == 4 * len(SAME_BITS)
+    assert all(expected[name] == content for name, content in found.items())
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    code, document = sweep(tmp_path, "--seeds", "0", "1", *SMALL, "--dry-run")
+    assert code == 0
+    assert document["runs_total"] == 4
+    assert document["seconds"] > 0
+    assert document["megabytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_runs_fail_alone_and_are_named(tmp_path, capsys):
+    code, document = sweep(
+        tmp_path, "--models", "planted:linear", "planted:Raising", "planted:Diverging", "--seeds", "0", "1",
+        "--name", "f", *SMALL,
+    )  # fmt: skip
+    assert code == 1
+    assert (document["runs_done"], document["runs_failed"]) == (2, 4)
+    said = capsys.readouterr().err
+    failed = [run for run in document["runs"] if run["status"] == "failed"]
+    for run in failed:
+        assert run["run_id"] in said
+        assert Path(run["log"]).read_text().startswith("Traceback")
+    assert {run["error"].split(":")[0] for run in failed} == {"RuntimeError", "TrainingError"}
+    assert "INCOMPLETE GRID: 2 of 6 runs" in said
+    assert "INCOMPLETE GRID: 2 of 6 runs" in (tmp_path / "plots" / "f" / "report.html").read_text()
+    for name in ("stability_summary", "variance", "stabilisation", "comparisons", "epochs", "runs"):
+        table = pd.read_csv(tmp_path / "results" / "f" / "tables" / f"{name}.csv")
+        assert set(table["grid_runs"]) <= {"2/6"}
+    statuses = pd.read_csv(tmp_path / "results" / "f" / "tables" / "runs.csv")["status"]
+    assert statuses.value_counts().to_dict() == {"failed": 4, "done": 2}
+
+
+def test_a_sweep_without_a_finished_run_says_so(tmp_path, capsys):
+    code, document = sweep(tmp_path, "--models", "planted:Raising", "--seeds", "0", "--name", "f", *SMALL)
+    assert code == 1
+    assert document["summary"] == []
+    places = ["--results-dir", str(tmp_path / "results"), "--plots-dir", str(tmp_path / "plots")]
+    assert analyze(["f", *places]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_weights_of_every_epoch_and_npz_on_request(tmp_path):
+    code, document = sweep(
+        tmp_path, "--models", "small", "--seeds", "0", "--name", "w", "--keep-weights", "all", "--npz",
+        "--no-analysis", *SMALL,
+    )  # fmt: skip
+    assert code == 0
+    folder = tmp_path / "results" / "w" / "runs" / document["runs"][0]["run_id"]
+    files = json.loads((folder / "run.json").read_text())["files"]
+    assert {"weights.pt", *(f"weights-{e:04d}.pt" for e in range(4)), "attributions.npz"} <= set(files)
+    model = models.MODELS["small"].factory(1, 10)
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    with np.load(folder / "probe.npz") as probe, np.load(folder / "attributions.npz") as archive:
+        images, labels = torch.from_numpy(probe["images"]), torch.from_numpy(probe["labels"])
+        last = attribute(model, images, labels, "saliency")
+        np.testing.assert_allclose(archive["attributions"][-1, 0], last, rtol=1e-5, atol=1e-7)
+
+
+def test_analyze_and_export_work_on_a_finished_sweep(copy, capsys):
+    before = bits(copy / "results" / "s")
+    places = ["--results-dir", str(copy / "results")]
+    assert analyze(["s", *places, "--plots-dir", str(copy / "other"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["summary"]) == 4
+    assert (copy / "other" / "s" / "report.html").exists()
+    assert bits(copy / "results" / "s") == before
+    assert export(["s", *places, "--output", str(copy / "pt")]) == 0
+    assert len(list((copy / "pt").glob("digits_*_lr0.01_seed?_vanilla.pt"))) == 4
