@@ -24,7 +24,7 @@ from epochlens.sweep.progress import duration, grid_table
 
 words = LazyModule("epochlens.show.words")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-PLAIN_WIDTH = 150
+PLAIN_WIDTH = 160
 NAMED_AT_MOST = 5
 
 
