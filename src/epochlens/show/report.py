@@ -66,13 +66,13 @@ def write_report(
     warned = " ".join(notices)
     sections = [
         ("In words", bullets(sentences(tables))),
-        ("Configuration", settings(configuration)),
         ("Summary", table(summary, "What each configuration reached.", warned)),
         *(illustration(name, content) for name, content in figures.items()),
         *((name, image(content, name, caption)) for name, (caption, content) in extras.items()),
         ("Settling epochs", settling_table(tables, warned)),
         ("Comparisons", comparison_table(tables, warned)),
         ("Runs that are not done", lacking_table(tables, warned)),
+        ("Configuration", settings(configuration)),
     ]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

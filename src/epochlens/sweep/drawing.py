@@ -51,7 +51,14 @@ def draw_all(
     images = {key: ray.get(reference) for key, reference in drawn.items()}
     pictures = {key: ray.get(reference) for key, reference in extras.items()}
     report.write_report(
-        plots / "report.html", name, tables, images, pictures, list(notices), settings, summary
+        plots / "report.html",
+        f"EpochLens: {name}",
+        tables,
+        images,
+        pictures,
+        list(notices),
+        settings,
+        summary,
     )
 
 
