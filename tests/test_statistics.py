@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from epochlens.measure.statistics import compare, holm, paired_test, summarise, t_interval
+from epochlens.measure.statistics import compare, effect_interval, holm, paired_test, summarise, t_interval
 
 
 def scipys_interval(values, level=0.95):
@@ -162,6 +162,37 @@ def test_the_effect_is_the_balance_of_signed_ranks(drawn):
     assert swapped["p"] == result["p"] and 0 < result["p"] <= 1
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.floats(-1, 1))
+def test_the_bounds_of_an_effect_are_where_the_score_test_turns(n, effect):
+    low, high = effect_interval(effect, n)
+    assert -1 <= low <= effect + 1e-12 and effect - 1e-12 <= high <= 1
+    z, trials = stats.norm.ppf(0.975), 0.75 * n
+    for bound in (low, high):
+        if abs(bound) < 1 - 1e-6:
+            assert abs(effect - bound) == pytest.approx(z * np.sqrt((1 - bound**2) / trials), rel=1e-6)
+    np.testing.assert_allclose(effect_interval(-effect, n), (-high, -low), atol=1e-12)
+    wider = effect_interval(effect, n, level=0.99)
+    assert wider[0] <= low + 1e-12 and high - 1e-12 <= wider[1]
+
+
+@pytest.mark.parametrize(("n", "shift"), [(5, 0.0), (5, 1.0), (10, 0.4), (10, 1.0)])
+def test_the_bounds_of_an_effect_cover_it(n, shift):
+    # The sum of two normal differences around shift is positive with probability Phi(sqrt(2) shift).
+    true = 2 * stats.norm.cdf(np.sqrt(2) * shift) - 1
+    draws = np.random.default_rng(n).normal(shift, 1, (1000, n))
+    tests = [paired_test(row, np.zeros(n)) for row in draws]
+    assert np.mean([test["effect_low"] <= true <= test["effect_high"] for test in tests]) >= 0.93
+
+
+def test_zero_differences_tell_nothing_about_the_size_of_an_effect():
+    differences = np.array([0.3, 0.5, -0.1, 0.7, 0.2])
+    with_zeros = paired_test([*differences, 0, 0], np.zeros(7))
+    expected = effect_interval(with_zeros["effect_size"], 5)
+    assert (with_zeros["effect_low"], with_zeros["effect_high"]) == expected
+    assert np.isnan([paired_test([1, 2], [1, 2])[name] for name in ("effect_low", "effect_high")]).all()
+
+
 def test_one_sided_pairs_have_full_effect_and_the_smallest_p():
     a = np.random.default_rng(0).uniform(1, 2, 8)
     result = paired_test(a, a - np.arange(1, 9))
@@ -207,6 +238,7 @@ def test_every_comparison_is_the_paired_test_of_its_two_sides():
     assert result.columns.tolist() == [
         *("factor", "a", "b", "dataset", "model", "learning_rate", "method", "outcome", "n", "n_missing"),
         *("mean_difference", "ci_low", "ci_high", "statistic", "p", "p_adjusted", "effect_size", "missing"),
+        *("effect_low", "effect_high"),
     ]
     # Two outcomes: 1 pair of datasets x 6, 1 of rates x 6, 3 of methods x 4; the one model has none.
     assert result.groupby("factor").size().to_dict() == {"dataset": 12, "learning_rate": 12, "method": 24}
@@ -227,6 +259,7 @@ def test_incomplete_pairs_are_refused_by_name():
     result: Any = compare(table[~gone])
     refused = result[result["n_missing"] > 0]
     tests = ["mean_difference", "ci_low", "ci_high", "statistic", "p", "p_adjusted", "effect_size"]
+    tests += ["effect_low", "effect_high"]
     assert refused[tests].isna().to_numpy().all()
     methods = refused[refused["factor"] == "method"].set_index(["a", "b"])
     assert methods["missing"].to_dict() == {

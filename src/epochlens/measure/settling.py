@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,46 @@ def settling_epoch(
     patience is censored, and its epoch is the last. Raises ValueError when shapes do not fit, epochs do not
     increase or patience is below 1.
     """
+    values, epochs, streak = _closing_streak(values, epochs, tau, patience)
+    return _streak_begins(epochs, streak, censored=streak < max(patience, 2))
+
+
+def settling_on_previous(
+    values: ArrayLike, epochs: ArrayLike, tau: float = 0.95, patience: int = 3
+) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+    """First epoch from which similarity to the previous epoch stays at or above tau: (epoch, censored).
+
+    values (..., T) and epochs as in settling_epoch, values[t] comparing epochs[t] with the epoch before it.
+    The closing streak is the unbroken series of values >= tau that ends at the last epoch, NaN breaking it;
+    it must hold at least patience values, else the series is censored and its epoch is the last. Unlike
+    similarity to the final epoch, none of the values is 1 by construction, so with a patience of 1 the last
+    alone may settle a series: keep it at 2 or more to demand confirmation. Small steps look like stability
+    here; see nulls.drift_per_step. Raises ValueError as settling_epoch does.
+    """
+    values, epochs, streak = _closing_streak(values, epochs, tau, patience)
+    return _streak_begins(epochs, streak, censored=streak < patience)
+
+
+def settling_by_image(
+    rows: pd.DataFrame, tau: float = 0.95, patience: int | None = None, reference: str = "final"
+) -> pd.DataFrame:
+    """When each image's map of one run and method settles: columns metric, sample, epoch, censored.
+
+    rows as stability.similarities gives them (epoch, reference, metric, sample, value); used are trained
+    epochs (>= 1) of reference, by settling_on_previous for `previous` and by settling_epoch for any other.
+    patience None is that rule's own. A row per metric and image, sorted. For arrays [T, N] call the rules
+    themselves on the transposed array. Raises ValueError when rows hold more than one run or method.
+    """
+    rule = settling_on_previous if reference == "previous" else settling_epoch
+    chosen = rule if patience is None else partial(rule, patience=patience)
+    wanted = (rows["reference"] == reference) & (rows["epoch"] >= 1)
+    return _settle(rows.loc[wanted], ["metric", "sample"], "value", tau, chosen)
+
+
+def _closing_streak(
+    values: ArrayLike, epochs: ArrayLike, tau: float, patience: int
+) -> tuple[NDArray, NDArray, NDArray[np.integer]]:
+    """Checked arrays values and epochs of equal shape (..., T), and the closing streak's length (...)."""
     values, epochs = np.asarray(values), np.asarray(epochs)
     if values.ndim == 0 or values.shape[-1] == 0 or epochs.shape[-1:] != values.shape[-1:]:
         raise ValueError(f"values {values.shape} and epochs {epochs.shape} need the same, positive last axis")
@@ -33,9 +74,13 @@ def settling_epoch(
         raise ValueError(f"patience must be at least 1, not {patience}")
     epochs = np.broadcast_to(epochs, values.shape)
     backwards = np.logical_and.accumulate(values[..., ::-1] >= tau, axis=-1)
-    streak = backwards.sum(axis=-1)
-    censored = streak < max(patience, 2)
-    begin = np.where(censored, values.shape[-1] - 1, values.shape[-1] - streak)
+    return values, epochs, backwards.sum(axis=-1)
+
+
+def _streak_begins(
+    epochs: NDArray, streak: NDArray, censored: NDArray
+) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+    begin = np.where(censored, epochs.shape[-1] - 1, epochs.shape[-1] - streak)
     return np.take_along_axis(epochs, begin[..., None], axis=-1)[..., 0], censored
 
 
@@ -72,8 +117,14 @@ def _accuracy_ratio(epochs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(ratio=ratio).loc[last.notna()]
 
 
-def _settle(table: pd.DataFrame, keys: list[str], column: str, tau: float) -> pd.DataFrame:
-    """Apply settling_epoch to each group of rows that share keys: columns keys, epoch, censored."""
+def _settle(
+    table: pd.DataFrame,
+    keys: list[str],
+    column: str,
+    tau: float,
+    rule: Callable[..., tuple[NDArray, NDArray]] = settling_epoch,
+) -> pd.DataFrame:
+    """Apply the rule to each group of rows that share keys: columns keys, epoch, censored."""
     table = table.sort_values([*keys, "epoch"], kind="stable", ignore_index=True)
     if table.duplicated([*keys, "epoch"]).any():
         twice = table.loc[table.duplicated([*keys, "epoch"]), [*keys, "epoch"]].iloc[0]
@@ -87,5 +138,5 @@ def _settle(table: pd.DataFrame, keys: list[str], column: str, tau: float) -> pd
     for length in np.unique(lengths):
         which = np.flatnonzero(lengths == length)
         rows = starts[which, None] + np.arange(length)
-        epoch[which], censored[which] = settling_epoch(values[rows], epochs[rows], tau)
+        epoch[which], censored[which] = rule(values[rows], epochs[rows], tau)
     return table.loc[starts, keys].reset_index(drop=True).assign(epoch=epoch, censored=censored)

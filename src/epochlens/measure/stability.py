@@ -25,8 +25,8 @@ def similarities(
     compares trained epochs with epoch 0, if that was recorded. value is NaN where the metric is undefined.
     Raises ValueError for an unknown metric or shapes that do not fit.
     """
-    chosen = {name: _metric(name) for name in metrics}
-    maps, epochs, samples = _flat(maps), np.asarray(epochs), np.asarray(samples)
+    chosen = {name: find_metric(name) for name in metrics}
+    maps, epochs, samples = flatten(maps), np.asarray(epochs), np.asarray(samples)
     if epochs.shape != maps.shape[:1] or samples.shape != maps.shape[1:2]:
         raise ValueError(f"maps {maps.shape} do not fit epochs {epochs.shape} and samples {samples.shape}")
     if len(epochs) == 0 or epochs[0] < 0 or (np.diff(epochs) <= 0).any():
@@ -34,12 +34,12 @@ def similarities(
     blocks = []
     for name, metric in chosen.items():
         prepared = metric.prepare(maps)
-        for reference, (now, then) in _pairs(epochs).items():
+        for reference, (now, then) in epoch_pairs(epochs).items():
             values = metric.compare(prepared[now], prepared[then])
             columns = {
                 "epoch": np.repeat(epochs[now], len(samples)).astype(np.int32),
-                "reference": _category(reference, values.size, REFERENCES),
-                "metric": _category(name, values.size, tuple(METRICS)),
+                "reference": category(reference, values.size, REFERENCES),
+                "metric": category(name, values.size, tuple(METRICS)),
                 "sample": np.tile(samples, len(now)).astype(np.int32),
                 "value": values.ravel(),
             }
@@ -53,13 +53,13 @@ def epoch_matrix(maps: ArrayLike, metric: str = "cosine") -> Floats:
     Entry [i, j] compares epoch i with reference j. Images where a pair is undefined are left out of its mean;
     NaN where no image is left. Raises ValueError for an unknown metric.
     """
-    prepare, compare = _metric(metric)
-    prepared = prepare(_flat(maps))
+    prepare, compare = find_metric(metric)
+    prepared = prepare(flatten(maps))
     if compare is dot:
         by_image = np.ascontiguousarray(prepared.swapaxes(0, 1))
         pairs = np.clip(by_image @ by_image.swapaxes(1, 2), -1.0, 1.0)
-        return _defined_mean(pairs, axis=0)
-    return np.stack([_defined_mean(compare(one, prepared), axis=1) for one in prepared])
+        return defined_mean(pairs, axis=0)
+    return np.stack([defined_mean(compare(one, prepared), axis=1) for one in prepared])
 
 
 def temporal_variance(maps: ArrayLike) -> tuple[float, float]:
@@ -69,13 +69,13 @@ def temporal_variance(maps: ArrayLike) -> tuple[float, float]:
     value is not finite. normalised first scales every map to unit L2 norm. A zero or non-finite map has no
     direction: its image is left out of normalised. Both NaN for fewer than two epochs or no image.
     """
-    maps = _flat(maps)
+    maps = flatten(maps)
     if len(maps) < 2 or maps.shape[1] == 0:
         return np.nan, np.nan
     with np.errstate(invalid="ignore"):
         raw = maps.var(axis=0, ddof=1, dtype=np.float64).mean()
         units = METRICS["cosine"].prepare(maps)
-        normalised = _defined_mean(units.var(axis=0, ddof=1).mean(axis=-1), axis=0)
+        normalised = defined_mean(units.var(axis=0, ddof=1).mean(axis=-1), axis=0)
     return float(raw), float(normalised)
 
 
@@ -91,20 +91,22 @@ def average_images(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return table.rename(columns={"mean": "value"}).drop(columns=["count", "size"])
 
 
-def _metric(name: str) -> Metric:
+def find_metric(name: str) -> Metric:
+    """The metric of that name. Raises ValueError naming the choices."""
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
     return METRICS[name]
 
 
-def _flat(maps: ArrayLike) -> NDArray:
+def flatten(maps: ArrayLike) -> NDArray:
+    """Maps [T, N, ...] as [T, N, D]. Raises ValueError when an axis is missing or empty."""
     maps = np.asarray(maps)
     if maps.ndim < 3 or 0 in maps.shape[2:]:
         raise ValueError(f"maps must be [epochs, images, ...] with at least one pixel, not {maps.shape}")
     return maps.reshape(*maps.shape[:2], int(np.prod(maps.shape[2:])))
 
 
-def _pairs(epochs: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
+def epoch_pairs(epochs: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
     """Which epochs are compared with which, by reference: positions (now, then), which broadcast."""
     positions, trained = np.arange(len(epochs)), np.flatnonzero(epochs >= 1)
     pairs = {"previous": (trained[1:], trained[:-1]), "final": (positions, positions[-1:])}
@@ -113,12 +115,13 @@ def _pairs(epochs: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
     return pairs
 
 
-def _category(name: str, size: int, choices: Sequence[str]) -> pd.Categorical:
+def category(name: str, size: int, choices: Sequence[str]) -> pd.Categorical:
+    """A column of one repeated word out of choices."""
     # Always all choices, so that tables of different references, metrics and runs concatenate as they are.
     return pd.Categorical.from_codes(np.full(size, choices.index(name)), categories=pd.Index(choices))
 
 
-def _defined_mean(values: Floats, axis: int) -> Floats:
+def defined_mean(values: Floats, axis: int) -> Floats:
     """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
     undefined = np.isnan(values)
     with np.errstate(invalid="ignore"):
