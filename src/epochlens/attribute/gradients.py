@@ -1,6 +1,7 @@
 """Attribution by gradients: each method is a pure function (model, images, targets) -> maps [N,C,H,W].
 
-Maps are signed and belong to the pre-softmax logit of each image's target. The functions expect a model in
+Images may have any shape [N, ...], a row of features [N,D] too. Maps are signed and belong to the
+pre-softmax logit of each image's target. The functions expect a model in
 the mode in which it is to be explained; `attribute` in `methods` sees to that and gives it back untouched.
 """
 
@@ -81,7 +82,7 @@ def integrated_gradients(
     for first in range(0, steps, group):
         alpha = torch.as_tensor(alphas[first : first + group], dtype=images.dtype, device=images.device)
         weight = torch.as_tensor(weights[first : first + group], dtype=images.dtype, device=images.device)
-        points = (alpha[:, None, None, None, None] * images).flatten(0, 1)
+        points = (alpha.view(-1, *[1] * images.ndim) * images).flatten(0, 1)
         gradients = saliency(model, points, targets.repeat(len(alpha))).unflatten(0, (len(alpha), -1))
         total += torch.einsum("s,s...->...", weight, gradients)
     return images * total

@@ -38,7 +38,7 @@ def attribute(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Tensor:
-    """Maps [N,C,H,W] of `method` for images [N,C,H,W] and target classes [N], of the images' dtype.
+    """Maps of `method` for images [N,C,H,W] (or [N,...]) and target classes [N], shaped and typed as they.
 
     `method` is a name or a label with options (`integrated_gradients:steps=50`); keyword options override.
     `generator` feeds stochastic methods. The model is explained in eval mode and given back as it was:
@@ -47,7 +47,7 @@ def attribute(
     name, settings = parse_method(method)
     settings |= check_options(name, options)
     function = METHODS[name]
-    if "generator" in inspect.signature(function).parameters:
+    if is_stochastic(name):
         settings["generator"] = generator
     with borrowed(model):
         return function(model, images.detach(), targets.to(images.device), **settings).detach()
@@ -74,6 +74,11 @@ def named_generator(seed: int, name: str, epoch: int = 0) -> torch.Generator:
     """A CPU generator that depends on (seed, name, epoch) alone, so it never touches the training stream."""
     digest = hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def is_stochastic(method: str) -> bool:
+    """Whether two calls of the method with other draws give other maps."""
+    return "generator" in inspect.signature(METHODS[parse_method(method)[0]]).parameters
 
 
 def default_options(name: str) -> dict[str, Any]:

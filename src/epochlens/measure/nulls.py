@@ -8,14 +8,21 @@ identity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from epochlens.measure.similarity import METRICS, Floats
-from epochlens.measure.stability import category, defined_mean, epoch_pairs, find_metric, flatten
+from epochlens.measure.stability import (
+    category,
+    defined_mean,
+    epoch_pairs,
+    find_metric,
+    flatten,
+    prepare_all,
+)
 
 NULLS = ("edge", "random", "other_image", "redraw", "seeds")
 DISTANCES = ("relative_l2",)
@@ -70,6 +77,8 @@ def null_similarities(
     metrics: Sequence[str],
     rng: np.random.Generator,
     redraws: ArrayLike | None = None,
+    *,
+    prepared: Mapping[str, Floats] | None = None,
 ) -> pd.DataFrame:
     """Compare each epoch's maps, untrained or trained, with maps that know nothing of them, a row per image.
 
@@ -79,10 +88,11 @@ def null_similarities(
     image. `edge`: the input's edge map, averaged over channels and resampled where maps are smaller.
     `random`: one random map per image, shared by all epochs and metrics. `other_image`: the same epoch's map
     of the next image of the class; NaN where there is none. `redraw`: the same map drawn again, if redraws
-    are given. value is NaN where the metric is undefined. Raises ValueError for an unknown metric or shapes
-    that do not fit.
+    are given. value is NaN where the metric is undefined. `prepared` (stability.prepare_all) saves preparing
+    the maps again. Raises ValueError for an unknown metric or shapes that do not fit.
     """
     chosen = {name: find_metric(name) for name in metrics}
+    ready = prepared if prepared is not None else prepare_all(maps, metrics)
     shape, maps, epochs, samples = np.shape(maps), flatten(maps), np.asarray(epochs), np.asarray(samples)
     if epochs.shape != shape[:1] or samples.shape != shape[1:2] or np.shape(labels) != samples.shape:
         raise ValueError(
@@ -98,9 +108,9 @@ def null_similarities(
         nulls["redraw"] = flatten(redraws)
     blocks = []
     for name, metric in chosen.items():
-        prepared = metric.prepare(maps)
-        values = {null: metric.compare(prepared, metric.prepare(other)) for null, other in nulls.items()}
-        values["other_image"] = np.where(others >= 0, metric.compare(prepared, prepared[:, others]), np.nan)
+        own = ready[name]
+        values = {null: metric.compare(own, metric.prepare(other)) for null, other in nulls.items()}
+        values["other_image"] = np.where(others >= 0, metric.compare(own, own[:, others]), np.nan)
         blocks += [_rows(name, null, epochs, samples, values[null]) for null in NULLS if null in values]
     return pd.concat(blocks, ignore_index=True)
 
@@ -117,7 +127,13 @@ def calibrate(value: ArrayLike, null: ArrayLike) -> Floats:
 
 
 def calibrated(
-    maps: ArrayLike, epochs: ArrayLike, labels: ArrayLike, metric: str = "cosine", reference: str = "final"
+    maps: ArrayLike,
+    epochs: ArrayLike,
+    labels: ArrayLike,
+    metric: str = "cosine",
+    reference: str = "final",
+    *,
+    prepared: Mapping[str, Floats] | None = None,
 ) -> tuple[NDArray, Floats]:
     """Similarity to a reference epoch, 0 for another image's map and 1 at identity: (epochs [T'], [T', N]).
 
@@ -140,9 +156,9 @@ def calibrated(
     if reference not in pairs:
         raise ValueError(f"no reference {reference!r} among epochs {epochs.tolist()}: {', '.join(pairs)}")
     now, then = pairs[reference]
-    prepared = chosen.prepare(maps)
-    own = chosen.compare(prepared[now], prepared[then])
-    null = np.where(others >= 0, chosen.compare(prepared[now], prepared[then][:, others]), np.nan)
+    ready = chosen.prepare(maps) if prepared is None else prepared[metric]
+    own = chosen.compare(ready[now], ready[then])
+    null = np.where(others >= 0, chosen.compare(ready[now], ready[then][:, others]), np.nan)
     defined = ~(np.isnan(own) | np.isnan(null))
     mean = defined_mean(np.where(defined, null, np.nan), axis=1)[:, None]
     return epochs[now], calibrate(np.where(defined, own, np.nan), mean)

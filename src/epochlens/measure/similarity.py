@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+CACHED = 2**15
+"""values ranked at a time: the dozen arrays that ranking makes of them stay in a core's cache"""
 
 
 class Metric(NamedTuple):
@@ -94,21 +96,29 @@ def ranks(x: ArrayLike) -> Floats:
     Rows with any non-finite value are NaN. Equals scipy.stats.rankdata(x, axis=-1) elsewhere.
     """
     x = np.asarray(x)
-    features = x.shape[-1]
     if x.size == 0:
         return np.empty(x.shape)
-    order = np.argsort(x, axis=-1).reshape(-1, features)
-    ordered = np.sort(x, axis=-1).reshape(-1, features)
-    # All rows are worked through as one long sorted sequence in which each row begins a new group of ties.
+    rows = x.reshape(-1, x.shape[-1])
+    result = np.empty(rows.shape)
+    step = max(1, CACHED // x.shape[-1])
+    for first in range(0, len(rows), step):
+        result[first : first + step] = _rank_rows(rows[first : first + step])
+    return result.reshape(x.shape)
+
+
+def _rank_rows(x: NDArray) -> Floats:
+    """Ranks of a block of rows [R, D] small enough for the cache."""
+    features = x.shape[1]
+    order = np.argsort(x, axis=-1)
+    ordered = np.take_along_axis(x, order, axis=-1)
+    # The block is worked through as one long sorted sequence in which each row begins a new group of ties.
     begins = np.ones(ordered.shape, bool)
     np.not_equal(ordered[:, 1:], ordered[:, :-1], out=begins[:, 1:])
     starts = np.flatnonzero(begins)
     sizes = np.diff(starts, append=ordered.size)
     averages = starts % features + (sizes + 1) / 2
-    rows = np.arange(len(order))[:, None] * features
-    result = np.empty(x.size)
-    result[(order + rows).ravel()] = np.repeat(averages, sizes)
-    result = result.reshape(x.shape)
+    result = np.empty(x.shape)
+    np.put_along_axis(result, order, np.repeat(averages, sizes).reshape(x.shape), axis=-1)
     result[~np.isfinite(x).all(axis=-1)] = np.nan
     return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,22 @@ from epochlens.measure.similarity import METRICS, Floats, Metric, dot
 REFERENCES = ("previous", "final", "initial")
 
 
+def prepare_all(maps: ArrayLike, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, Floats]:
+    """Maps [T, N, ...] prepared for each metric, to be handed to several measurements of the same maps.
+
+    Raises ValueError for an unknown metric.
+    """
+    flat = flatten(maps)
+    return {name: find_metric(name).prepare(flat) for name in metrics}
+
+
 def similarities(
-    maps: ArrayLike, epochs: ArrayLike, samples: ArrayLike, metrics: Sequence[str] = tuple(METRICS)
+    maps: ArrayLike,
+    epochs: ArrayLike,
+    samples: ArrayLike,
+    metrics: Sequence[str] = tuple(METRICS),
+    *,
+    prepared: Mapping[str, Floats] | None = None,
 ) -> pd.DataFrame:
     """Compare each recorded epoch of one run and method with its references, one row per image.
 
@@ -23,9 +37,11 @@ def similarities(
     `previous` compares with the preceding recorded epoch, never with the untrained network, so it starts at
     the second trained epoch; `final` compares every epoch, the last itself included, with the last; `initial`
     compares trained epochs with epoch 0, if that was recorded. value is NaN where the metric is undefined.
-    Raises ValueError for an unknown metric or shapes that do not fit.
+    `prepared` saves preparing the maps again. Raises ValueError for an unknown metric or shapes that do not
+    fit.
     """
     chosen = {name: find_metric(name) for name in metrics}
+    ready = prepared if prepared is not None else prepare_all(maps, metrics)
     maps, epochs, samples = flatten(maps), np.asarray(epochs), np.asarray(samples)
     if epochs.shape != maps.shape[:1] or samples.shape != maps.shape[1:2]:
         raise ValueError(f"maps {maps.shape} do not fit epochs {epochs.shape} and samples {samples.shape}")
@@ -33,9 +49,8 @@ def similarities(
         raise ValueError(f"epochs must be 0 or more and strictly increasing, not {epochs.tolist()}")
     blocks = []
     for name, metric in chosen.items():
-        prepared = metric.prepare(maps)
         for reference, (now, then) in epoch_pairs(epochs).items():
-            values = metric.compare(prepared[now], prepared[then])
+            values = metric.compare(ready[name][now], ready[name][then])
             columns = {
                 "epoch": np.repeat(epochs[now], len(samples)).astype(np.int32),
                 "reference": category(reference, values.size, REFERENCES),
@@ -47,19 +62,21 @@ def similarities(
     return pd.concat(blocks, ignore_index=True)
 
 
-def epoch_matrix(maps: ArrayLike, metric: str = "cosine") -> Floats:
+def epoch_matrix(
+    maps: ArrayLike, metric: str = "cosine", *, prepared: Mapping[str, Floats] | None = None
+) -> Floats:
     """Mean over images of the similarity of every pair of epochs, [T, N, ...] -> [T, T].
 
     Entry [i, j] compares epoch i with reference j. Images where a pair is undefined are left out of its mean;
     NaN where no image is left. Raises ValueError for an unknown metric.
     """
     prepare, compare = find_metric(metric)
-    prepared = prepare(flatten(maps))
+    ready = prepare(flatten(maps)) if prepared is None else prepared[metric]
     if compare is dot:
-        by_image = np.ascontiguousarray(prepared.swapaxes(0, 1))
+        by_image = np.ascontiguousarray(ready.swapaxes(0, 1))
         pairs = np.clip(by_image @ by_image.swapaxes(1, 2), -1.0, 1.0)
         return defined_mean(pairs, axis=0)
-    return np.stack([defined_mean(compare(one, prepared), axis=1) for one in prepared])
+    return np.stack([defined_mean(compare(one, ready), axis=1) for one in ready])
 
 
 def temporal_variance(maps: ArrayLike) -> tuple[float, float]:

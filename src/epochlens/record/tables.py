@@ -19,6 +19,10 @@ else:
     pd, pa, pq = LazyModule("pandas"), LazyModule("pyarrow"), LazyModule("pyarrow.parquet")
 
 
+REDRAW = "#redraw"
+"""ends the label of a stochastic method's second draw at the same epoch, which only measuring asks for"""
+
+
 class Maps(NamedTuple):
     """Attribution maps of one run: [T, M, N, C, H, W] float32 for T epochs, M methods, N probe images."""
 
@@ -98,13 +102,13 @@ def gather(target: Path, files: Sequence[Path]) -> None:
 def read_maps(path: Path, methods: Sequence[str] | None = None) -> Maps:
     """The maps of a file written by `maps_bytes` or `gather`, of all methods or those named, in that order.
 
-    Raises KeyError for a method that the file lacks.
+    Second draws of stochastic methods are left out unless named. Raises KeyError for a method not there.
     """
     with pq.ParquetFile(path) as file:
-        heads = [file.read_row_group(g, columns=["epoch", "method"]) for g in range(file.num_row_groups)]
-        groups = {(h["epoch"][0].as_py(), h["method"][0].as_py()): g for g, h in enumerate(heads)}
+        groups = row_groups(file)
         epochs = sorted({epoch for epoch, _ in groups})
-        names = list(dict.fromkeys(name for _, name in groups)) if methods is None else list(methods)
+        there = list(dict.fromkeys(name for _, name in groups))
+        names = [name for name in there if not name.endswith(REDRAW)] if methods is None else list(methods)
         wanted = [groups[epoch, name] for epoch in epochs for name in names]
         table = file.read_row_groups(wanted, use_threads=False).combine_chunks()
     tensors = table["attribution"].chunk(0).to_numpy_ndarray()
@@ -118,6 +122,16 @@ def read_maps(path: Path, methods: Sequence[str] | None = None) -> Maps:
         grid["target"][:, 0],
         grid["prediction"][:, 0],
     )
+
+
+def row_groups(file: pq.ParquetFile) -> dict[tuple[int, str], int]:
+    """Which row group holds the maps of each epoch and method."""
+    keys = file.read(columns=["epoch", "method"], use_threads=False)
+    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    firsts = np.cumsum([0, *sizes[:-1]])
+    epochs = keys["epoch"].to_numpy()[firsts].tolist()
+    names = keys["method"].to_numpy()[firsts].tolist()
+    return {(epoch, name): group for group, (epoch, name) in enumerate(zip(epochs, names, strict=True))}
 
 
 def join_epochs(parts: Sequence[Maps]) -> Maps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from epochlens.attribute.methods import attribute, borrowed, method_label, named_generator
+from epochlens.attribute.methods import attribute, borrowed, is_stochastic, method_label, named_generator
 from epochlens.lazy import LazyModule
 from epochlens.record import store
-from epochlens.record.tables import Maps
+from epochlens.record.tables import REDRAW, Maps
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
+DRIFT = "cosine_to_previous"
+
 
 class Tracker:
-    """Explains `images` [N,C,H,W] with every method at each `record` and commits the maps to `folder`.
+    """Explains `images` [N,C,H,W] (or [N,...]) with every method at each `record` and commits the maps.
 
-    The model is left exactly as it was, and no global random stream is touched. `labels` [N] are the classes
-    explained (with target="predicted": the network's own choice at that epoch). `samples` [N] number the
-    images in tables. Epochs that the folder already holds are not explained again.
+    `labels` [N] are the classes explained (with target="predicted": the network's own choice at that epoch).
+    `store` is the run's folder; epochs that it already holds are not explained again, so a loop that goes
+    on from a checkpoint makes its Tracker after loading it. `samples` [N] number the images in tables. The
+    model is left exactly as it was, and no global random stream is touched. `about` describes the run in
+    tables: dataset, model, learning_rate, and whatever else run.json shall say. As a context manager it
+    finishes the run at the end of a block that did not raise.
     """
 
     def __init__(
@@ -35,58 +41,69 @@ class Tracker:
         images: Tensor,
         labels: Tensor,
         methods: Sequence[str] = ("saliency", "integrated_gradients"),
-        store: str | Path = "results/tracked/runs/run",
+        store: str | Path = "results/tracked",
         *,
         samples: Sequence[int] | None = None,
         target: str = "label",
         seed: int = 0,
-        record: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.images, self.labels = model, images, labels
         self.methods = [method_label(method) for method in methods]
         self.samples = np.asarray(range(len(images)) if samples is None else samples, np.int32)
         self.target, self.seed, self.folder = target, seed, Path(store)
-        self.about = {"run_id": self.folder.name, "methods": self.methods, **(record or {})}
+        described = {"dataset": "tracked", "model": type(model).__name__, "learning_rate": 0.0, "seed": seed}
+        self.about = {"run_id": self.folder.name, **described, "methods": self.methods, **(about or {})}
         self._begin()
 
     def _begin(self) -> None:
         arrays = self.images.cpu().numpy(), self.labels.cpu().numpy()
         store.begin_run(self.folder, self.about, *arrays, self.samples)
         self.entries = store.committed(self.folder)
+        self.weights = flat_weights(self.model) if self.entries else None
+        self.outputs = self._probabilities() if self.entries else None
+        self.maps: Maps | None = None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if kind is None:
+            self.finish()
 
     def record(self, epoch: int, state: bytes | None = None, **metrics: float) -> dict[str, float]:
-        """Explains the images now and commits the epoch with its metrics; returns the metrics committed.
+        """Explains the images now and commits the epoch with its metrics.
 
-        `state` is a checkpoint to go on from, kept until the next one.
+        `state` is a checkpoint to go on from, kept until the next one. Returns the metrics with
+        weight_change (relative L2), output_change (mean total variation of the probes' probabilities) and,
+        for each method, cosine_to_previous/METHOD: the mean over images, NaN at the first record.
         """
+        started = time.perf_counter()
+        changes = self._changes()
         if epoch in self.entries:
             store.commit_entry(self.folder, self.entries[epoch], state)
             return self.entries[epoch].metrics
-        started = time.perf_counter()
         maps = self.explain(epoch)
-        metrics = {**metrics, "seconds_attribute": time.perf_counter() - started}
+        metrics = {**metrics, **changes, "seconds_attribute": time.perf_counter() - started}
         self.entries[epoch] = store.commit_epoch(self.folder, epoch, maps, metrics, state)
-        return metrics
+        drift = drifts(self.methods, self.maps, maps)
+        self.maps = maps
+        return metrics | drift
 
     def explain(self, epoch: int) -> Maps:
-        """The maps of all methods now, as they would be recorded for `epoch`."""
-        with borrowed(self.model), torch.no_grad():
-            predictions = self.model(self.images).argmax(1)
+        """The maps of all methods now, as they would be recorded for `epoch`.
+
+        Stochastic methods are drawn twice: the second draw tells how far apart two explanations of the same
+        network are.
+        """
+        predictions = self._probabilities().argmax(1)
         targets = self.labels if self.target == "label" else predictions
-        maps = [
-            attribute(
-                self.model,
-                self.images,
-                targets,
-                method,
-                generator=named_generator(self.seed, f"attribution/{method}", epoch),
-            )
-            for method in self.methods
-        ]
+        redraws = [method + REDRAW for method in self.methods if is_stochastic(method)]
+        maps = [self._maps_of(label, targets, epoch) for label in [*self.methods, *redraws]]
         return Maps(
             torch.stack(maps)[None].float().cpu().numpy(),
             np.array([epoch], np.int32),
-            np.array(self.methods),
+            np.array([*self.methods, *redraws]),
             self.samples,
             targets.cpu().numpy()[None].astype(np.int32),
             predictions.cpu().numpy()[None].astype(np.int32),
@@ -98,4 +115,47 @@ class Tracker:
         `others` names further files of the folder that belong to the run. Raises StoreError when an epoch
         is missing.
         """
-        store.finish_run(self.folder, {**self.about, **about}, others, npz)
+        accuracy = store.metrics_frame(self.entries)["accuracy"].to_numpy(float)
+        final = {"final_accuracy": float(accuracy[-1])} if len(accuracy) else {}
+        store.finish_run(self.folder, {**self.about, **final, **about}, others, npz)
+
+    def _maps_of(self, label: str, targets: Tensor, epoch: int) -> Tensor:
+        generator = named_generator(self.seed, f"attribution/{label}", epoch)
+        method = label.removesuffix(REDRAW)
+        return attribute(self.model, self.images, targets, method, generator=generator)
+
+    def _probabilities(self) -> Tensor:
+        with borrowed(self.model), torch.no_grad():
+            return self.model(self.images).softmax(1)
+
+    def _changes(self) -> dict[str, float]:
+        """How far weights and outputs moved since the last record; NaN at the first."""
+        weights, outputs = flat_weights(self.model), self._probabilities()
+        moved = output = math.nan
+        if self.weights is not None and self.outputs is not None:
+            size = self.weights.norm().item()
+            moved = (weights - self.weights).norm().item() / size if size else math.nan
+            output = (outputs - self.outputs).abs().sum(1).mean().item() / 2
+        self.weights, self.outputs = weights, outputs
+        return {"weight_change": moved, "output_change": output}
+
+
+def flat_weights(model: nn.Module) -> Tensor:
+    """All parameters of the model in one vector, a copy."""
+    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+
+
+def drifts(methods: Sequence[str], before: Maps | None, now: Maps) -> dict[str, float]:
+    """Mean over images of the cosine between two epochs' maps by method; NaN without a defined one."""
+    found = {f"{DRIFT}/{method}": math.nan for method in methods}
+    if before is None:
+        return found
+    for m, method in enumerate(methods):
+        a, b = (
+            part.attributions[0, m].reshape(len(part.samples), -1).astype(float) for part in (before, now)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        defined = cosines[np.isfinite(cosines)]
+        found[f"{DRIFT}/{method}"] = float(defined.mean()) if len(defined) else math.nan
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.record import store
 from epochlens.sweep import drawing
-from epochlens.sweep.measurement import Measured, measure_run
+from epochlens.sweep.measurement import CONDITION, Measured, measure_run, measure_seeds
 from epochlens.sweep.tabulation import make_tables, write_tables
 
 if TYPE_CHECKING:
@@ -41,70 +42,82 @@ class Analysis(NamedTuple):
 def find_grid(folder: Path) -> list[dict[str, Any]]:
     """The runs that belong together, as records: those of sweep.json, else every run.json below the folder.
 
-    Raises UsageError when there are none.
+    Each record has the run's `folder` and, as `status`, what the store holds of it. Raises UsageError when
+    there are none.
     """
     sweep = store.read_json(folder / "sweep.json")
     if sweep and isinstance(sweep.get("runs"), list):
-        return [
-            {**run, "folder": str(folder / "runs" / Path(str(run["run_id"])).name)} for run in sweep["runs"]
-        ]
-    paths = [folder, *sorted((folder / "runs").glob("*")), *sorted(folder.glob("*"))]
-    records = [(path, store.read_json(path / "run.json")) for path in paths if path.is_dir()]
-    runs = [{**record, "folder": str(path)} for path, record in records if record]
-    if not runs:
+        places = [(folder / "runs" / Path(str(run["run_id"])).name, run) for run in sweep["runs"]]
+    else:
+        paths = dict.fromkeys([folder, *sorted((folder / "runs").glob("*")), *sorted(folder.glob("*"))])
+        found = [(path, store.read_json(path / "run.json")) for path in paths if path.is_dir()]
+        places = [(path, record) for path, record in found if record]
+    if not places:
         raise UsageError(
             "sweep", str(folder), "holds neither sweep.json nor any run.json: nothing to analyse"
         )
-    return runs
+    return [{**record, "folder": str(path), "status": store.run_status(path)[0]} for path, record in places]
 
 
-def in_order(
-    function: Any, items: Sequence[Any], told: Callable[[int], None] = lambda n: None
-) -> Iterator[Any]:
+def is_usable(run: Mapping[str, Any], planned: bool) -> bool:
+    """Whether a run can be analysed: finished, or recorded outside a sweep for at least two epochs so far."""
+    if planned or run["status"] != "partial":
+        return run["status"] == "done"
+    return len(store.committed(Path(run["folder"]))) > 1
+
+
+def in_order(function: Any, items: Sequence[Any]) -> Iterator[Any]:
     """Results of a Ray task for each item, in their order, a few more in flight than there are CPUs."""
     limit = 2 * int(ray.cluster_resources().get("CPU", 1)) + 2
-    flying: list[Any] = []
     upcoming = iter(items)
-    for done in range(len(items)):
-        while len(flying) < limit and (item := next(upcoming, None)) is not None:
-            flying.append(function.remote(item))
+    flying = [function.remote(item) for item in itertools.islice(upcoming, limit)]
+    while flying:
         yield ray.get(flying.pop(0))
-        told(done + 1)
+        flying += [function.remote(item) for item in itertools.islice(upcoming, 1)]
 
 
 def analyze(folder: Path, plots: Path, tau: float = TAU, progress: Progress = lambda *a: None) -> Analysis:
-    """Measures every finished run below `folder` in an existing Ray cluster; writes tables, figures, report.
+    """Measures every usable run below `folder` in an existing Ray cluster; writes tables, figures, report.
 
-    Raises UsageError when no run is finished.
+    Raises UsageError when no run can be analysed.
     """
     grid = find_grid(folder)
-    statuses = [store.run_status(Path(run["folder"]))[0] for run in grid]
-    done = [run for run, status in zip(grid, statuses, strict=True) if status == "done"]
-    if not done:
+    planned = (folder / "sweep.json").exists()
+    usable = [{**run, "tau": tau} for run in grid if is_usable(run, planned)]
+    if not usable:
         raise UsageError("sweep", str(folder), f"has no finished run ({len(grid)} planned): train it first")
-    notices = incomplete_notices(grid, statuses)
+    notices = incomplete_notices(grid, usable)
     target = folder / "tables"
     target.mkdir(parents=True, exist_ok=True)
-    measured = list(write_stability(target / "stability.parquet", done, progress))
-    made = make_tables(grid, statuses, measured, tau)
-    write_tables(target, made, f"{len(done)}/{len(grid)}")
+    measured = list(write_stability(target / "stability.parquet", usable, progress))
+    made = make_tables(grid, usable, [run["status"] for run in grid], measured, tau)
+    write_tables(target, made, f"{len(usable)}/{len(grid)}")
     summary = summaries.summarise(made)
-    drawing.draw_all(folder.name, plots, made, done, notices, summary, read_settings(folder), progress)
-    store.write_json(target / "analysis.json", {"inputs": fingerprint(grid, statuses, tau, plots)})
+    drawing.draw_all(folder.name, plots, made, usable, notices, summary, read_settings(folder), progress)
+    store.write_json(target / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
     return Analysis(made, notices, summary)
 
 
-def write_stability(path: Path, done: Sequence[Mapping[str, Any]], progress: Progress) -> Iterator[Measured]:
-    """Measures the runs in parallel, streams their rows into one Parquet file, and yields the small parts."""
-    task = ray.remote(max_retries=3)(measure_run)
+def write_stability(
+    path: Path, usable: Sequence[Mapping[str, Any]], progress: Progress
+) -> Iterator[Measured]:
+    """Measures runs, then seeds of a condition, in parallel; streams their rows into one Parquet file.
+
+    Yields the small parts.
+    """
+    steps = {
+        "runs measured": (measure_run, usable),
+        "conditions compared over seeds": (measure_seeds, comparable_seeds(usable)),
+    }
     beside = path.with_name(f".{path.name}.tmp")
     writer = None
     try:
-        for result in in_order(task, done, lambda n: progress("runs measured", n, len(done))):
-            if writer is None:
-                writer = pq.ParquetWriter(beside, result.rows.schema, compression="zstd")
-            writer.write_table(result.rows)
-            yield result._replace(rows=None)
+        for step, (function, items) in steps.items():
+            for n, result in enumerate(in_order(ray.remote(max_retries=3)(function), items)):
+                writer = writer or pq.ParquetWriter(beside, result.rows.schema, compression="zstd")
+                writer.write_table(result.rows)
+                progress(step, n + 1, len(items))
+                yield result._replace(rows=None)
         if writer is not None:
             writer.close()
             store.publish(beside, path)
@@ -112,14 +125,35 @@ def write_stability(path: Path, done: Sequence[Mapping[str, Any]], progress: Pro
         beside.unlink(missing_ok=True)
 
 
-def incomplete_notices(grid: Sequence[Mapping[str, Any]], statuses: Sequence[str]) -> list[str]:
-    """What a reader must know before believing an average: which runs of the grid are not in it."""
-    lacking = [f"{r['run_id']} ({s})" for r, s in zip(grid, statuses, strict=True) if s != "done"]
-    if not lacking:
-        return []
-    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-    done = len(grid) - len(lacking)
-    return [f"INCOMPLETE GRID: {done} of {len(grid)} runs are done; without {', '.join(lacking[:5])}{more}."]
+def comparable_seeds(usable: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Runs that differ in their seed only and explain the same images, two or more, by condition."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in usable:
+        if run["status"] == "done":
+            probe = (run.get("files") or record_of(run).get("files") or {}).get("probe.npz")
+            same = [run[key] for key in CONDITION] + [run.get("methods"), run.get("epochs"), probe]
+            groups.setdefault(json.dumps(same), []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own run.json."""
+    return store.read_json(Path(run["folder"]) / "run.json") or {}
+
+
+def incomplete_notices(grid: Sequence[Mapping[str, Any]], usable: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before believing an average: which runs are not in it, or not finished."""
+    there = {run["run_id"] for run in usable}
+    lacking = [f"{run['run_id']} ({run['status']})" for run in grid if run["run_id"] not in there]
+    unfinished = [str(run["run_id"]) for run in usable if run["status"] != "done"]
+    notices = []
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        told = f"{len(usable)} of {len(grid)} runs are done; without {', '.join(lacking[:5])}{more}."
+        notices.append(f"INCOMPLETE GRID: {told}")
+    if unfinished:
+        notices.append(f"NOT FINISHED, analysed as far as recorded: {', '.join(unfinished[:5])}.")
+    return notices
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -129,10 +163,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings | {key: value for key, value in sweep.items() if key not in ("settings", "runs")}
 
 
-def fingerprint(grid: Sequence[Mapping[str, Any]], statuses: Sequence[str], tau: float, plots: Path) -> str:
+def fingerprint(grid: Sequence[Mapping[str, Any]], tau: float, plots: Path) -> str:
     """A hash of all that the tables and figures depend on."""
-    files = [(store.read_json(Path(run["folder"]) / "run.json") or {}).get("files") for run in grid]
-    text = json.dumps([epochlens.__version__, tau, str(plots), list(statuses), files], sort_keys=True)
+    files = [[run["status"], record_of(run).get("files")] for run in grid]
+    text = json.dumps([epochlens.__version__, tau, str(plots), files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -141,6 +175,4 @@ def is_current(folder: Path, plots: Path, tau: float = TAU) -> bool:
     before = store.read_json(folder / "tables" / "analysis.json")
     if not before or not (plots / "report.html").exists():
         return False
-    grid = find_grid(folder)
-    statuses = [store.run_status(Path(run["folder"]))[0] for run in grid]
-    return before.get("inputs") == fingerprint(grid, statuses, tau, plots)
+    return before.get("inputs") == fingerprint(find_grid(folder), tau, plots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,25 +15,64 @@ from epochlens.sweep.measurement import CONDITION, RUN, Measured, with_keys
 if TYPE_CHECKING:
     import pandas as pd
 
-    from epochlens.measure import settling, statistics
+    from epochlens.measure import settling, statistics, survival
 else:
     pd = LazyModule("pandas")
     settling = LazyModule("epochlens.measure.settling")
     statistics = LazyModule("epochlens.measure.statistics")
+    survival = LazyModule("epochlens.measure.survival")
 
-CSV_TABLES = ("runs", "epochs", "stability_summary", "variance", "stabilisation", "comparisons")
+CSV_TABLES = (
+    "runs",
+    "epochs",
+    "stability_summary",
+    "variance",
+    "stabilisation",
+    "settling_summary",
+    "comparisons",
+    "agreement",
+    "drift",
+)
+SETTLED_METRICS = (
+    "cosine",
+    "spearman",
+    "spearman_abs",
+    "topk_jaccard",
+    "sign_agreement",
+    "ssim",
+    "calibrated_cosine",
+    "calibrated_spearman_abs",
+)
+EPOCH_COLUMNS = ("epoch", "train_loss", "test_loss", "accuracy", "weight_change", "output_change")
+PATIENCE = {"final": 2, "previous": 3}
+"""epochs that must agree, the last one included, before a map counts as settled"""
+LAGS = tuple(
+    f"lag_{name}"
+    for name in (
+        "n", "n_censored", "median_low", "median_high", "low", "high", "mean", "mean_low", "mean_high",
+    )
+)  # fmt: skip
 FROM_RECORD = ("device", "threads", "host", "torch", "started", "seconds", "error", "log")
 
 
 def make_tables(
-    grid: Sequence[Mapping[str, Any]], statuses: Sequence[str], measured: Sequence[Measured], tau: float
+    grid: Sequence[Mapping[str, Any]],
+    usable: Sequence[Mapping[str, Any]],
+    statuses: Sequence[str],
+    measured: Sequence[Measured],
+    tau: float,
 ) -> dict[str, pd.DataFrame]:
     """Every table but `stability`, which is streamed, from the runs' records and measurements."""
-    done = [run for run, status in zip(grid, statuses, strict=True) if status == "done"]
-    by_seed = pd.concat([m.by_seed for m in measured], ignore_index=True)
-    epochs = pd.concat([epochs_of(run) for run in done], ignore_index=True)
-    variance = pd.concat([m.variance for m in measured], ignore_index=True)
-    settled = settling.stabilisation(by_seed, epochs, tau)
+    frames = {name for m in measured for name in m.frames}
+    made = {
+        name: pd.concat([m.frames[name] for m in measured if name in m.frames], ignore_index=True)
+        for name in sorted(frames)
+    }
+    by_seed = made.pop("by_seed")
+    matrices = made.pop("matrices")
+    epochs = pd.concat([epochs_of(run) for run in usable], ignore_index=True)
+    settled = settling.stabilisation(by_seed, epochs, tau, SETTLED_METRICS)
+    variance = made.pop("variance").drop(columns="run_id")
     return {
         "runs": runs_table(grid, statuses),
         "epochs": epochs,
@@ -41,9 +80,53 @@ def make_tables(
         "stability_summary": statistics.summarise(by_seed),
         "variance": variance,
         "stabilisation": settled,
+        "settling_summary": settling_summary(made["settling_images"], settled, tau),
         "comparisons": statistics.compare(outcomes(by_seed, variance, settled)),
-        "epoch_matrix": mean_matrices(pd.concat([m.matrices for m in measured], ignore_index=True)),
+        "epoch_matrix": mean_matrices(matrices),
+        **made,
     }
+
+
+def settling_summary(images: pd.DataFrame, settled: pd.DataFrame, tau: float) -> pd.DataFrame:
+    """Kaplan-Meier medians over seeds and images with intervals over seeds, and the lag behind accuracy.
+
+    The lag pairs each run's settling epoch (of the mean over its images, reference final) with the epoch at
+    which its accuracy settled.
+    """
+    rows = []
+    keys = [*CONDITION, "method", "metric", "reference"]
+    for key, group in images.groupby(keys, sort=False):
+        same = dict(zip(keys, cast(tuple, key), strict=True))
+        times = group.pivot(index="seed", columns="sample", values="epoch").to_numpy(float)
+        censored = group.pivot(index="seed", columns="sample", values="censored").to_numpy(float)
+        events = censored == 0
+        median, low, high = survival.cluster_bootstrap_median(times, events, np.random.default_rng(0))
+        runs = settled.loc[
+            np.logical_and.reduce([settled[k] == same[k] for k in [*CONDITION, "method", "metric"]])
+        ]
+        lag = lag_of(runs) if same["reference"] == "final" else {}
+        rows.append(
+            {
+                **same,
+                "tau": tau,
+                "patience": PATIENCE[str(same["reference"])],
+                "n_seeds": len(times),
+                "n_images": int(np.isfinite(times).sum()),
+                "n_censored": int((censored == 1).sum()),
+                "median": median,
+                "ci_low": low,
+                "ci_high": high,
+                "accuracy_median": float(runs["accuracy_epoch"].median()) if len(runs) else np.nan,
+                **{name: lag.get(name.removeprefix("lag_"), np.nan) for name in LAGS},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def lag_of(runs: pd.DataFrame) -> dict[str, float]:
+    """By how many epochs maps settle after accuracy, paired by run."""
+    columns = ("epoch", "accuracy_epoch", "censored", "accuracy_censored")
+    return survival.paired_lag(*(runs[name].to_numpy() for name in columns))
 
 
 def runs_table(grid: Sequence[Mapping[str, Any]], statuses: Sequence[str]) -> pd.DataFrame:
@@ -61,7 +144,7 @@ def runs_table(grid: Sequence[Mapping[str, Any]], statuses: Sequence[str]) -> pd
 
 def epochs_of(run: Mapping[str, Any]) -> pd.DataFrame:
     """A run's epochs: losses and accuracy, without timings, so that equal runs give equal tables."""
-    frame = store.read_epochs(Path(run["folder"]))[["epoch", "train_loss", "test_loss", "accuracy"]]
+    frame = store.read_epochs(Path(run["folder"])).reindex(columns=list(EPOCH_COLUMNS))
     return with_keys(frame, {key: run[key] for key in RUN})
 
 

@@ -101,11 +101,11 @@ def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) ->
     set_foreign_work_aside(folder, record)
     splits = training.as_tensors(ray.get(shared.datasets[run.dataset]), shared.device)
     trajectory = start(run, splits, shared.device)
-    tracker = track(run, folder, trajectory.model, splits, record)
-    saved = store.latest_state(folder, tracker.entries)
+    saved = store.latest_state(folder, store.committed(folder))
     if saved is not None:
         training.restore(trajectory, saved)
-    tracker.about["resumed_from_epoch"] = trajectory.epoch if saved is not None else None
+    record["resumed_from_epoch"] = trajectory.epoch if saved is not None else None
+    tracker = track(run, folder, trajectory.model, splits, record)
     weights = [] if shared.keep_weights == "none" else ["weights.pt"]
     for epoch in training.train(trajectory, splits, run.epochs, run.batch_size):
         if shared.keep_weights == "all":
@@ -118,7 +118,7 @@ def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) ->
         weights += [f"weights-{epoch:04d}.pt" for epoch in range(run.epochs + 1)]
     metrics = store.metrics_frame(tracker.entries)
     seconds = float(metrics.filter(like="seconds_").to_numpy().sum())
-    tracker.finish(weights, shared.npz, final_accuracy=float(metrics["accuracy"].iloc[-1]), seconds=seconds)
+    tracker.finish(weights, shared.npz, seconds=seconds)
 
 
 def set_foreign_work_aside(folder: Path, record: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ def track(
         samples=probe.tolist(),
         target=run.target,
         seed=run.seed,
-        record=record,
+        about=record,
     )
 
 
