@@ -53,9 +53,7 @@ def find_grid(folder: Path) -> list[dict[str, Any]]:
         found = [(path, store.read_json(path / "run.json")) for path in paths if path.is_dir()]
         places = [(path, record) for path, record in found if record]
     if not places:
-        raise UsageError(
-            "sweep", str(folder), "holds neither sweep.json nor any run.json: nothing to analyse"
-        )
+        raise UsageError("sweep", str(folder), "holds neither sweep.json nor any run.json")
     return [{**record, "folder": str(path), "status": store.run_status(path)[0]} for path, record in places]
 
 

@@ -117,7 +117,7 @@ def load_redraws(folder: str, method: str) -> np.ndarray | None:
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows with reference and metric as plain texts, so that rows of any kind join."""
-    return frame.astype({"reference": str, "metric": str})[ROW]
+    return frame.astype({"reference": str, "metric": str}).reindex(columns=ROW)
 
 
 def calibrated_rows(
@@ -133,13 +133,13 @@ def calibrated_rows(
 
 
 def settling_rows(frame: pd.DataFrame, tau: float) -> pd.DataFrame:
-    """When each image's map settles: reference, metric, sample, epoch, censored."""
+    """When each image's map settles: metric, sample, epoch, censored, reference."""
     parts = []
     for metric, reference in SETTLING:
         chosen = frame.loc[(frame["metric"] == metric) & (frame["reference"] == reference)]
         found = settling.settling_by_image(chosen, tau, reference=reference)
         parts.append(found.assign(reference=reference))
-    return pd.concat(parts, ignore_index=True)[["metric", "reference", "sample", "epoch", "censored"]]
+    return pd.concat(parts, ignore_index=True)
 
 
 def conditioned_rows(frame: pd.DataFrame, maps: Maps, labels: np.ndarray) -> pd.DataFrame:

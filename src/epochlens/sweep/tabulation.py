@@ -101,9 +101,7 @@ def settling_summary(images: pd.DataFrame, settled: pd.DataFrame, tau: float) ->
         censored = group.pivot(index="seed", columns="sample", values="censored").to_numpy(float)
         events = censored == 0
         median, low, high = survival.cluster_bootstrap_median(times, events, np.random.default_rng(0))
-        runs = settled.loc[
-            np.logical_and.reduce([settled[k] == same[k] for k in [*CONDITION, "method", "metric"]])
-        ]
+        runs = matching(settled, {name: same[name] for name in [*CONDITION, "method", "metric"]})
         lag = lag_of(runs) if same["reference"] == "final" else {}
         rows.append(
             {
@@ -123,10 +121,18 @@ def settling_summary(images: pd.DataFrame, settled: pd.DataFrame, tau: float) ->
     return pd.DataFrame(rows)
 
 
+def matching(frame: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows whose columns hold the values."""
+    for name, value in values.items():
+        frame = frame.loc[frame[name] == value]
+    return frame
+
+
 def lag_of(runs: pd.DataFrame) -> dict[str, float]:
     """By how many epochs maps settle after accuracy, paired by run."""
     columns = ("epoch", "accuracy_epoch", "censored", "accuracy_censored")
-    return survival.paired_lag(*(runs[name].to_numpy() for name in columns))
+    maps, accuracy, maps_censored, accuracy_censored = (runs[name].to_numpy() for name in columns)
+    return survival.paired_lag(maps, accuracy, maps_censored, accuracy_censored)
 
 
 def runs_table(grid: Sequence[Mapping[str, Any]], statuses: Sequence[str]) -> pd.DataFrame:
