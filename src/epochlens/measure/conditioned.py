@@ -30,7 +30,8 @@ def masks(
     pairs = epoch_pairs(epochs)
     if reference not in pairs:
         raise ValueError(f"no reference {reference!r} among epochs {epochs.tolist()}: {', '.join(pairs)}")
-    now, then = np.broadcast_arrays(*pairs[reference])
+    positions = np.arange(len(epochs))
+    now, then = np.broadcast_arrays(*(positions[part] for part in pairs[reference]))
     right, trained = predictions == labels, epochs >= 1
     same = predictions[now] == predictions[then]
     met = {

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from epochlens.measure.similarity import METRICS, Floats
+from epochlens.measure.similarity import METRICS, Floats, Metric
 from epochlens.measure.stability import (
     category,
+    compare_epochs,
     defined_mean,
     epoch_pairs,
     find_metric,
@@ -109,8 +110,9 @@ def null_similarities(
     blocks = []
     for name, metric in chosen.items():
         own = ready[name]
-        values = {null: metric.compare(own, metric.prepare(other)) for null, other in nulls.items()}
-        values["other_image"] = np.where(others >= 0, metric.compare(own, own[:, others]), np.nan)
+        fixed = {null: metric.prepare(other.reshape(-1, *own.shape[1:])) for null, other in nulls.items()}
+        values = {null: compare_epochs(metric, own, other) for null, other in fixed.items()}
+        values["other_image"] = compare_others(metric, own, own, others)
         blocks += [_rows(name, null, epochs, samples, values[null]) for null in NULLS if null in values]
     return pd.concat(blocks, ignore_index=True)
 
@@ -157,11 +159,20 @@ def calibrated(
         raise ValueError(f"no reference {reference!r} among epochs {epochs.tolist()}: {', '.join(pairs)}")
     now, then = pairs[reference]
     ready = chosen.prepare(maps) if prepared is None else prepared[metric]
-    own = chosen.compare(ready[now], ready[then])
-    null = np.where(others >= 0, chosen.compare(ready[now], ready[then][:, others]), np.nan)
+    own = compare_epochs(chosen, ready[now], ready[then])
+    null = compare_others(chosen, ready[now], ready[then], others)
     defined = ~(np.isnan(own) | np.isnan(null))
     mean = defined_mean(np.where(defined, null, np.nan), axis=1)[:, None]
     return epochs[now], calibrate(np.where(defined, own, np.nan), mean)
+
+
+def compare_others(metric: Metric, now: Floats, then: Floats, others: NDArray) -> Floats:
+    """Prepared maps of each image [T, N, D] against another image's, NaN where it has none: [T, N]."""
+    values = np.full(now.shape[:2], np.nan)
+    for image, other in enumerate(others):
+        if other >= 0:
+            values[:, image] = metric.compare(now[:, image], then[:, other])
+    return values
 
 
 def drift_per_step(similarity: ArrayLike, change: ArrayLike) -> Floats:

@@ -28,12 +28,18 @@ def pairwise(maps: ArrayLike, metric: str = "cosine") -> Floats:
     if chosen.compare is dot:
         return np.clip(_products(prepared), -1.0, 1.0)
     if chosen == METRICS["topk_jaccard"]:
-        both, size = _products(prepared), prepared.sum(axis=-1)
+        both, size = _products(prepared), prepared.sum(axis=-1, dtype=np.float64)
         return both / (size[:, None] + size - both)
     if chosen == METRICS["sign_agreement"]:
         sizes = np.abs(prepared)
-        both, size = _products(sizes), sizes.sum(axis=-1)
+        both, size = _products(sizes), sizes.sum(axis=-1, dtype=np.float64)
         return (_products(prepared) + both) / 2 / (size[:, None] + size - both)
+    if chosen == METRICS["relative_l2"]:
+        products = _products(prepared)
+        squares = np.einsum("iin->in", products)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            apart = np.maximum(squares[:, None] + squares - 2 * products, 0.0)
+            return np.sqrt(apart / np.where(squares > 0, squares, np.nan))
     return np.stack([chosen.compare(one, prepared) for one in prepared])
 
 
@@ -88,7 +94,7 @@ def bootstrap_pairs(
 def _products(prepared: Floats) -> Floats:
     """Inner products of all pairs of seeds, image by image, [S, N, D] -> [S, S, N]."""
     by_image = np.ascontiguousarray(prepared.swapaxes(0, 1))
-    return np.moveaxis(by_image @ by_image.swapaxes(1, 2), 0, -1)
+    return np.moveaxis(by_image @ by_image.swapaxes(1, 2), 0, -1).astype(np.float64)
 
 
 def _percentiles(

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 CACHED = 2**15
-"""values ranked at a time: the dozen arrays that ranking makes of them stay in a core's cache"""
+"""values prepared at a time, so that the dozen arrays that ranking makes of them stay in the cache"""
 
 
 class Metric(NamedTuple):
@@ -70,7 +70,8 @@ def topk_jaccard(a: ArrayLike, b: ArrayLike, *, fraction: float = 0.1) -> Floats
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], not {fraction}")
-    return Metric(partial(_strongest, fraction=fraction), _jaccard)(a, b)
+    strongest = partial(_strongest, fraction=fraction)
+    return Metric(partial(_in_blocks, strongest), _jaccard)(a, b)
 
 
 def sign_agreement(a: ArrayLike, b: ArrayLike) -> Floats:
@@ -96,29 +97,40 @@ def ranks(x: ArrayLike) -> Floats:
     Rows with any non-finite value are NaN. Equals scipy.stats.rankdata(x, axis=-1) elsewhere.
     """
     x = np.asarray(x)
-    if x.size == 0:
-        return np.empty(x.shape)
+    return _in_blocks(_rank_rows, x) if x.size else np.empty(x.shape)
+
+
+def _in_blocks(function: Callable[[NDArray], NDArray], x: NDArray) -> NDArray:
+    """Apply a function of rows [R, D] -> [R, D] to (..., D), a block of rows at a time.
+
+    The temporary arrays of a block stay in a core's cache, which is worth more than fewer, larger calls.
+    """
     rows = x.reshape(-1, x.shape[-1])
-    result = np.empty(rows.shape)
     step = max(1, CACHED // x.shape[-1])
-    for first in range(0, len(rows), step):
-        result[first : first + step] = _rank_rows(rows[first : first + step])
+    first = function(rows[:step])
+    result = np.empty(rows.shape, first.dtype)
+    result[:step] = first
+    for begin in range(step, len(rows), step):
+        result[begin : begin + step] = function(rows[begin : begin + step])
     return result.reshape(x.shape)
 
 
 def _rank_rows(x: NDArray) -> Floats:
-    """Ranks of a block of rows [R, D] small enough for the cache."""
+    """Ranks of rows [R, D]."""
     features = x.shape[1]
     order = np.argsort(x, axis=-1)
     ordered = np.take_along_axis(x, order, axis=-1)
-    # The block is worked through as one long sorted sequence in which each row begins a new group of ties.
     begins = np.ones(ordered.shape, bool)
     np.not_equal(ordered[:, 1:], ordered[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    sizes = np.diff(starts, append=ordered.size)
-    averages = starts % features + (sizes + 1) / 2
+    if begins.all():  # no ties
+        averages = np.broadcast_to(np.arange(1.0, features + 1), x.shape)
+    else:
+        # All rows as one long sorted sequence, in which each row begins a new group of ties.
+        starts = np.flatnonzero(begins)
+        sizes = np.diff(starts, append=ordered.size)
+        averages = np.repeat(starts % features + (sizes + 1) / 2, sizes).reshape(x.shape)
     result = np.empty(x.shape)
-    np.put_along_axis(result, order, np.repeat(averages, sizes).reshape(x.shape), axis=-1)
+    np.put_along_axis(result, order, averages, axis=-1)
     result[~np.isfinite(x).all(axis=-1)] = np.nan
     return result
 
@@ -143,7 +155,7 @@ def _unit(x: NDArray) -> Floats:
 
 
 def _unit_ranks(x: NDArray) -> Floats:
-    centred = ranks(x)
+    centred = _rank_rows(x)
     centred -= (x.shape[-1] + 1) / 2
     return _unit(centred)
 
@@ -152,22 +164,22 @@ def _unit_ranks_abs(x: NDArray) -> Floats:
     return _unit_ranks(np.abs(x))
 
 
-def _strongest(x: NDArray, fraction: float = 0.1) -> Floats:
+def _strongest(x: NDArray, fraction: float = 0.1) -> NDArray:
     """Mask (1.0 or 0.0) of a map's strongest features; zero and non-finite maps become all NaN."""
     size = np.abs(x)
     features = x.shape[-1]
     place = features - max(1, round(fraction * features))
     threshold = np.partition(size, place, axis=-1)[..., place, None]
-    mask = ((size >= threshold) & (size > 0)).astype(np.float64)
+    mask = ((size >= threshold) & (size > 0)).astype(np.float32)  # counts of these are exact
     return _undefine_zero(mask, x)
 
 
-def _signs(x: NDArray) -> Floats:
+def _signs(x: NDArray) -> NDArray:
     with np.errstate(invalid="ignore"):
-        return _undefine_zero(np.sign(x).astype(np.float64), x)
+        return _undefine_zero(np.sign(x).astype(np.float32), x)
 
 
-def _undefine_zero(prepared: Floats, x: NDArray) -> Floats:
+def _undefine_zero(prepared: NDArray, x: NDArray) -> NDArray:
     prepared[~(np.isfinite(x).all(axis=-1) & x.any(axis=-1))] = np.nan
     return prepared
 
@@ -179,16 +191,24 @@ def _finite(x: NDArray) -> Floats:
 
 
 def _jaccard(a: Floats, b: Floats) -> Floats:
-    both = _inner(a, b)
-    return both / (a.sum(axis=-1) + b.sum(axis=-1) - both)
+    both = _count(a, b)
+    return both / (_total(a) + _total(b) - both)
 
 
 def _agreement(a: Floats, b: Floats) -> Floats:
     # With signs -1, 0, 1 the products count: a.b = equal - opposite and |a|.|b| = equal + opposite.
     size_a, size_b = np.abs(a), np.abs(b)
-    both = _inner(size_a, size_b)
-    equal = (_inner(a, b) + both) / 2
-    return equal / (size_a.sum(axis=-1) + size_b.sum(axis=-1) - both)
+    both = _count(size_a, size_b)
+    equal = (_count(a, b) + both) / 2
+    return equal / (_total(size_a) + _total(size_b) - both)
+
+
+def _count(a: NDArray, b: NDArray) -> Floats:
+    return np.asarray(_inner(a, b), np.float64)
+
+
+def _total(a: NDArray) -> Floats:
+    return a.sum(axis=-1, dtype=np.float64)
 
 
 def _relative_distance(a: Floats, b: Floats) -> Floats:
@@ -199,10 +219,10 @@ def _relative_distance(a: Floats, b: Floats) -> Floats:
 
 
 METRICS: dict[str, Metric] = {
-    "cosine": Metric(_unit, dot),
-    "spearman": Metric(_unit_ranks, dot),
-    "spearman_abs": Metric(_unit_ranks_abs, dot),
-    "topk_jaccard": Metric(_strongest, _jaccard),
-    "sign_agreement": Metric(_signs, _agreement),
-    "relative_l2": Metric(_finite, _relative_distance),
+    "cosine": Metric(partial(_in_blocks, _unit), dot),
+    "spearman": Metric(partial(_in_blocks, _unit_ranks), dot),
+    "spearman_abs": Metric(partial(_in_blocks, _unit_ranks_abs), dot),
+    "topk_jaccard": Metric(partial(_in_blocks, _strongest), _jaccard),
+    "sign_agreement": Metric(partial(_in_blocks, _signs), _agreement),
+    "relative_l2": Metric(partial(_in_blocks, _finite), _relative_distance),
 }

@@ -50,12 +50,12 @@ def similarities(
     blocks = []
     for name, metric in chosen.items():
         for reference, (now, then) in epoch_pairs(epochs).items():
-            values = metric.compare(ready[name][now], ready[name][then])
+            values = compare_epochs(metric, ready[name][now], ready[name][then])
             columns = {
                 "epoch": np.repeat(epochs[now], len(samples)).astype(np.int32),
                 "reference": category(reference, values.size, REFERENCES),
                 "metric": category(name, values.size, tuple(METRICS)),
-                "sample": np.tile(samples, len(now)).astype(np.int32),
+                "sample": np.tile(samples, len(values)).astype(np.int32),
                 "value": values.ravel(),
             }
             blocks.append(pd.DataFrame(columns))
@@ -79,7 +79,9 @@ def epoch_matrix(
     return np.stack([defined_mean(compare(one, ready), axis=1) for one in ready])
 
 
-def temporal_variance(maps: ArrayLike) -> tuple[float, float]:
+def temporal_variance(
+    maps: ArrayLike, *, prepared: Mapping[str, Floats] | None = None
+) -> tuple[float, float]:
     """Variance over epochs, averaged over images and pixels: (raw, normalised) of trained maps [E, N, ...].
 
     raw is the unbiased variance of the values as they are, so it grows with the maps' scale and is NaN if any
@@ -89,11 +91,16 @@ def temporal_variance(maps: ArrayLike) -> tuple[float, float]:
     maps = flatten(maps)
     if len(maps) < 2 or maps.shape[1] == 0:
         return np.nan, np.nan
+    units = METRICS["cosine"].prepare(maps) if prepared is None else prepared["cosine"]
     with np.errstate(invalid="ignore"):
-        raw = maps.var(axis=0, ddof=1, dtype=np.float64).mean()
-        units = METRICS["cosine"].prepare(maps)
-        normalised = defined_mean(units.var(axis=0, ddof=1).mean(axis=-1), axis=0)
-    return float(raw), float(normalised)
+        raw, normalised = (_variances(values) for values in (maps, units))
+    return float(raw.mean()), float(defined_mean(normalised, axis=0))
+
+
+def _variances(values: NDArray) -> Floats:
+    """Unbiased variance over epochs, mean over pixels, image by image, which stays in the cache."""
+    images = values.swapaxes(0, 1)
+    return np.array([image.var(axis=0, ddof=1, dtype=np.float64).mean() for image in images])
 
 
 def average_images(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -123,13 +130,27 @@ def flatten(maps: ArrayLike) -> NDArray:
     return maps.reshape(*maps.shape[:2], int(np.prod(maps.shape[2:])))
 
 
-def epoch_pairs(epochs: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
-    """Which epochs are compared with which, by reference: positions (now, then), which broadcast."""
-    positions, trained = np.arange(len(epochs)), np.flatnonzero(epochs >= 1)
-    pairs = {"previous": (trained[1:], trained[:-1]), "final": (positions, positions[-1:])}
+def epoch_pairs(epochs: NDArray) -> dict[str, tuple[slice, slice]]:
+    """Which positions of increasing epochs are compared with which, by reference: (now, then).
+
+    As slices, which copy nothing; `then` is as long as `now`, or one.
+    """
+    trained = int(np.searchsorted(epochs, 1))
+    pairs = {
+        "previous": (slice(trained + 1, None), slice(trained, max(trained, len(epochs) - 1))),
+        "final": (slice(0, None), slice(len(epochs) - 1, None)),
+    }
     if epochs[0] == 0:
-        pairs["initial"] = (trained, positions[:1])
+        pairs["initial"] = (slice(trained, None), slice(0, 1))
     return pairs
+
+
+def compare_epochs(metric: Metric, now: Floats, then: Floats) -> Floats:
+    """Prepared maps [T, N, D] against [T, N, D] or [1, N, D], epoch by epoch, which stays in the cache."""
+    if len(now) == 0:
+        return np.empty(now.shape[:2])
+    step = len(then) > 1
+    return np.stack([metric.compare(one, then[t * step]) for t, one in enumerate(now)])
 
 
 def category(name: str, size: int, choices: Sequence[str]) -> pd.Categorical:

@@ -6,6 +6,8 @@ gini take (..., D). All broadcast over the leading axes and compute in float64. 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,23 +31,29 @@ def ssim(a: ArrayLike, b: ArrayLike, *, sigma: float = 1.5, channels: bool = Fal
     axes = (-3, -2, -1) if channels else (-2, -1)
     low = np.minimum(a.min(axis=axes, keepdims=True), b.min(axis=axes, keepdims=True))
     spread = np.maximum(a.max(axis=axes, keepdims=True), b.max(axis=axes, keepdims=True)) - low
-    rows, columns = (_gaussian_bands(size, sigma) for size in a.shape[-2:])
-    if 0 in (len(rows), len(columns)):
+    blur = blurring(a.shape[-2:], sigma)
+    if blur is None:
         return np.full(np.broadcast_shapes(a.shape, b.shape)[: -len(axes)], np.nan)
-
-    def blur(x: Floats) -> Floats:
-        return rows @ (x @ columns.T)
-
     with np.errstate(invalid="ignore", divide="ignore"):
         # Scaled to a range of 1, very small and very large maps keep their squares in range.
         first, second = a / spread, b / spread
-        mean_a, mean_b = blur(first), blur(second)
-        squares, product = mean_a**2 + mean_b**2, mean_a * mean_b
-        covariance = blur(first * second) - product
-        variances = blur(first * first) + blur(second * second) - squares
-        c1, c2 = 0.01**2, 0.03**2
-        score = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
-    return score.mean(axis=axes)
+        means, squares = (blur(first), blur(second)), (blur(first * first), blur(second * second))
+        return ssim_score(*means, *squares, blur(first * second), 1.0).mean(axis=axes)
+
+
+def ssim_score(
+    mean_a: Floats,
+    mean_b: Floats,
+    square_a: Floats,
+    square_b: Floats,
+    product: Floats,
+    spread: Floats | float,
+) -> Floats:
+    """Structural similarity at each position from blurred maps, their squares and their product."""
+    c1, c2 = (0.01 * spread) ** 2, (0.03 * spread) ** 2
+    squares, means = mean_a**2 + mean_b**2, mean_a * mean_b
+    covariance, variances = product - means, square_a + square_b - squares
+    return (2 * means + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
 
 
 def centre_shift(a: ArrayLike, b: ArrayLike, *, channels: bool = False) -> Floats:
@@ -55,7 +63,7 @@ def centre_shift(a: ArrayLike, b: ArrayLike, *, channels: bool = False) -> Float
     finite. Raises ValueError when H, W or C differ.
     """
     a, b = _image_pair(a, b, channels)
-    return np.linalg.norm(_centre(a, channels) - _centre(b, channels), axis=-1)
+    return np.linalg.norm(centre(a, channels) - centre(b, channels), axis=-1)
 
 
 def hog(
@@ -130,7 +138,13 @@ def _image_pair(a: ArrayLike, b: ArrayLike, channels: bool) -> tuple[Floats, Flo
     return np.where(finite_a, a, np.nan), np.where(finite_b, b, np.nan)
 
 
-def _gaussian_bands(size: int, sigma: float) -> Floats:
+def blurring(shape: Sequence[int], sigma: float) -> Callable[[Floats], Floats] | None:
+    """A function that applies the Gaussian window to (..., H, W) where it fits whole; None if nowhere."""
+    rows, columns = (gaussian_bands(size, sigma) for size in shape)
+    return (lambda x: rows @ (x @ columns.T)) if len(rows) and len(columns) else None
+
+
+def gaussian_bands(size: int, sigma: float) -> Floats:
     """Matrix [size - 2 r, size] that applies the Gaussian window where it fits whole; no rows if nowhere."""
     radius = int(REACH * sigma + 0.5)
     window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
@@ -140,8 +154,9 @@ def _gaussian_bands(size: int, sigma: float) -> Floats:
     return bands
 
 
-def _centre(maps: Floats, channels: bool) -> Floats:
-    """Row and column of the centre of absolute mass, (..., H, W) -> (..., 2)."""
+def centre(maps: ArrayLike, channels: bool) -> Floats:
+    """Row and column of the centre of absolute mass, (..., H, W) -> (..., 2); NaN for a zero map."""
+    maps = np.asarray(maps)
     height, width = maps.shape[-2:]
     shares = _shares(maps.reshape(*maps.shape[: -2 - channels], -1))
     shares = shares.reshape(*shares.shape[:-1], -1, height, width).sum(axis=-3)

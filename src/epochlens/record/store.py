@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -274,15 +274,19 @@ def read_epochs(folder: Path):
     return pd.read_parquet(path) if path.exists() else metrics_frame(committed(folder))
 
 
-def load(path: str | Path, methods: Sequence[str] | None = None) -> tables.Maps:
+def load(
+    path: str | Path, methods: Sequence[str] | None = None, epochs: Collection[int] | None = None
+) -> tables.Maps:
     """The maps of a run, finished or not, from its folder: an array with its methods, epochs and samples.
 
-    Raises StoreError when the folder holds no committed map.
+    All methods and epochs, or those named. Raises StoreError when the folder holds no committed map, KeyError
+    for a method not there.
     """
     folder = Path(path)
     finished = folder / "attributions.parquet"
-    files = [finished] if finished.exists() else [epoch_file(folder, e) for e in committed(folder)]
+    wanted = [e for e in committed(folder) if epochs is None or e in epochs] if not finished.exists() else []
+    files = [finished] if finished.exists() else [epoch_file(folder, e) for e in wanted]
     if not files:
         raise StoreError(f"{folder} holds no recorded maps")
-    parts = [tables.read_maps(file, methods) for file in files]
+    parts = [tables.read_maps(file, methods, epochs) for file in files]
     return parts[0] if len(parts) == 1 else tables.join_epochs(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,24 +99,27 @@ def gather(target: Path, files: Sequence[Path]) -> None:
                     writer.write_table(source.read_row_group(group, use_threads=False))
 
 
-def read_maps(path: Path, methods: Sequence[str] | None = None) -> Maps:
+def read_maps(
+    path: Path, methods: Sequence[str] | None = None, epochs: Collection[int] | None = None
+) -> Maps:
     """The maps of a file written by `maps_bytes` or `gather`, of all methods or those named, in that order.
 
-    Second draws of stochastic methods are left out unless named. Raises KeyError for a method not there.
+    Second draws of stochastic methods are left out unless named; `epochs` limits the epochs. Raises KeyError
+    for a method not there.
     """
     with pq.ParquetFile(path) as file:
         groups = row_groups(file)
-        epochs = sorted({epoch for epoch, _ in groups})
+        found = sorted({epoch for epoch, _ in groups if epochs is None or epoch in epochs})
         there = list(dict.fromkeys(name for _, name in groups))
         names = [name for name in there if not name.endswith(REDRAW)] if methods is None else list(methods)
-        wanted = [groups[epoch, name] for epoch in epochs for name in names]
+        wanted = [groups[epoch, name] for epoch in found for name in names]
         table = file.read_row_groups(wanted, use_threads=False).combine_chunks()
     tensors = table["attribution"].chunk(0).to_numpy_ndarray()
-    size = (len(epochs), len(names), -1)
+    size = (len(found), len(names), -1)
     grid = {name: table[name].to_numpy().reshape(size) for name in ("sample", "target", "prediction")}
     return Maps(
         tensors.reshape(*size[:2], -1, *tensors.shape[1:]),
-        np.array(epochs, np.int32),
+        np.array(found, np.int32),
         np.array(names),
         grid["sample"][0, 0],
         grid["target"][:, 0],

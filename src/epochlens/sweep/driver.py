@@ -45,6 +45,8 @@ RAY_SETTINGS = {
     "TUNE_RESULT_BUFFER_LENGTH": "1000",  # a trial never waits for the driver between epochs
     "TUNE_RESULT_BUFFER_MIN_TIME_S": "0.5",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",  # large arrays are reused instead of given back page by page
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 

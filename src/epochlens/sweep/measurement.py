@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from epochlens.attribute.methods import is_stochastic
 from epochlens.lazy import LazyModule
 from epochlens.record import store
 from epochlens.record.tables import REDRAW, Maps
@@ -42,6 +43,8 @@ RUN = [*CONDITION, "seed"]
 CURVE = [*RUN, "run_id", "method", "epoch", "reference", "metric"]
 ROW = ["epoch", "reference", "metric", "sample", "value"]
 CALIBRATED = ("cosine", "spearman_abs")
+EPOCHS_AT_ONCE = 8
+SEED_METRICS = ("cosine", "spearman_abs", "topk_jaccard", "sign_agreement")
 SETTLING = (("cosine", "final"), ("calibrated_cosine", "final"), ("cosine", "previous"))
 """(metric, reference) whose settling epochs are measured image by image"""
 
@@ -55,16 +58,20 @@ class Measured(NamedTuple):
 
 def measure_run(run: Mapping[str, Any]) -> Measured:
     """All measurements of one run, method by method."""
-    maps = store.load(run["folder"])
+    methods = run["methods"]
+    redrawn = [method + REDRAW for method in methods if is_stochastic(method)]
+    loaded = store.load(run["folder"], [*methods, *redrawn])
+    maps = loaded._replace(attributions=loaded.attributions[:, : len(methods)], methods=np.array(methods))
+    redraws = dict(zip(redrawn, loaded.attributions[:, len(methods) :].swapaxes(0, 1), strict=True))
     epochs = store.read_epochs(Path(run["folder"]))
     with np.load(Path(run["folder"]) / "probe.npz", allow_pickle=False) as probe:
         images, labels = probe["images"], probe["labels"]
     keys = {key: run[key] for key in RUN} | {"run_id": run["run_id"]}
     rows, frames = [], []
-    for m, method in enumerate(maps.methods.tolist()):
+    for m, method in enumerate(methods):
         about = {**keys, "method": method}
-        redraws = load_redraws(run["folder"], method)
-        frame, made = measure_method(maps, m, images, labels, epochs, redraws, run.get("tau", 0.95))
+        again = redraws.get(method + REDRAW)
+        frame, made = measure_method(maps, m, images, labels, epochs, again, run.get("tau", 0.95))
         rows.append(similarity_rows(frame, about))
         frames.append({name: with_keys(table, about) for name, table in made.items()})
     joined = {name: pd.concat([f[name] for f in frames], ignore_index=True) for name in frames[0]}
@@ -95,7 +102,9 @@ def measure_method(
     ]
     frame = pd.concat([as_text(part) for part in parts], ignore_index=True)
     matrix = stability.epoch_matrix(of_method, "cosine", prepared=ready)
-    raw, normalised = stability.temporal_variance(of_method[maps.epochs >= 1])
+    trained = slice(int(np.searchsorted(maps.epochs, 1)), None)
+    units = {"cosine": ready["cosine"][trained]}
+    raw, normalised = stability.temporal_variance(of_method[trained], prepared=units)
     return frame, {
         "by_seed": stability.average_images(frame, ["epoch", "reference", "metric"]),
         "variance": pd.DataFrame({"raw": [raw], "normalised": [normalised]}),
@@ -105,14 +114,6 @@ def measure_method(
         "drift": drift_rows(frame, epochs),
         "properties": property_rows(of_method, maps.epochs),
     }
-
-
-def load_redraws(folder: str, method: str) -> np.ndarray | None:
-    """The second draws of a stochastic method, [T, N, ...], or None."""
-    try:
-        return store.load(folder, [method + REDRAW]).attributions[:, 0]
-    except KeyError:
-        return None
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
@@ -177,10 +178,11 @@ def property_rows(maps: np.ndarray, epochs: np.ndarray) -> pd.DataFrame:
     """Mean over images of each map's mass, entropy and Gini index, by epoch."""
     flat = stability.flatten(maps)
     found = {"mass": structure.mass, "entropy": structure.entropy, "gini": structure.gini}
-    parts = [
-        pd.DataFrame({"epoch": epochs, "property": name, "value": stability.defined_mean(of(flat), axis=1)})
-        for name, of in found.items()
-    ]
+    parts = []
+    for name, of in found.items():
+        values = np.stack([of(images) for images in flat])
+        means = stability.defined_mean(values, axis=1)
+        parts.append(pd.DataFrame({"epoch": epochs, "property": name, "value": means}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -225,10 +227,12 @@ def measure_seeds(runs: Sequence[Mapping[str, Any]]) -> Measured:
     seeds, and table `agreement`: the mean over pairs of seeds with its interval over seeds.
     """
     rows, by_seed, agreed = [], [], []
+    folders = [run["folder"] for run in runs]
+    epochs = store.read_epochs(Path(folders[0]))["epoch"].to_numpy()
+    with np.load(Path(folders[0]) / "probe.npz", allow_pickle=False) as probe:
+        samples = probe["indices"]
     for method in runs[0]["methods"]:
-        loaded = [store.load(run["folder"], [method]) for run in runs]
-        epochs, samples = loaded[0].epochs, loaded[0].samples
-        values, pairs = seed_similarities(loaded)
+        values, pairs = seed_similarities(folders, method, epochs)
         for s, run in enumerate(runs):
             about = {key: run[key] for key in RUN} | {"run_id": run["run_id"], "method": method}
             parts = [spatial.rows(epochs, samples, v[:, s], "seeds", name) for name, v in values.items()]
@@ -245,16 +249,23 @@ def measure_seeds(runs: Sequence[Mapping[str, Any]]) -> Measured:
     return Measured(pa.concat_tables(rows), frames)
 
 
-def seed_similarities(loaded: Sequence[Maps]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """By metric: each seed's agreement with the others [T, S, N], and mean over images of pairs [T, S, S]."""
-    values: dict[str, list[np.ndarray]] = {name: [] for name in similarity.METRICS}
-    pairs: dict[str, list[np.ndarray]] = {name: [] for name in similarity.METRICS}
-    for t in range(len(loaded[0].epochs)):
-        stacked = np.stack([maps.attributions[t, 0] for maps in loaded])
-        for name in similarity.METRICS:
-            between = seeds.pairwise(stacked, name)
-            values[name].append(seeds.agreement(between))
-            pairs[name].append(stability.defined_mean(between, axis=-1))
+def seed_similarities(
+    folders: Sequence[str], method: str, epochs: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """By metric: each seed's agreement with the others [T, S, N], and mean over images of pairs [T, S, S].
+
+    Reads a few epochs of all seeds at a time, so that memory does not grow with the epochs.
+    """
+    values: dict[str, list[np.ndarray]] = {name: [] for name in SEED_METRICS}
+    pairs: dict[str, list[np.ndarray]] = {name: [] for name in SEED_METRICS}
+    for first in range(0, len(epochs), EPOCHS_AT_ONCE):
+        block = epochs[first : first + EPOCHS_AT_ONCE].tolist()
+        loaded = np.stack([store.load(folder, [method], block).attributions[:, 0] for folder in folders])
+        for name in SEED_METRICS:
+            for stacked in loaded.swapaxes(0, 1):
+                between = seeds.pairwise(stacked, name)
+                values[name].append(seeds.agreement(between))
+                pairs[name].append(stability.defined_mean(between, axis=-1))
     return {n: np.stack(v) for n, v in values.items()}, {n: np.stack(p) for n, p in pairs.items()}
 
 

@@ -114,7 +114,9 @@ def settling_summary(images: pd.DataFrame, settled: pd.DataFrame, tau: float) ->
                 "median": median,
                 "ci_low": low,
                 "ci_high": high,
-                "accuracy_median": float(runs["accuracy_epoch"].median()) if len(runs) else np.nan,
+                "accuracy_median": float(np.median(runs["accuracy_epoch"].to_numpy(float)))
+                if len(runs)
+                else np.nan,
                 **{name: lag.get(name.removeprefix("lag_"), np.nan) for name in LAGS},
             }
         )
