@@ -40,7 +40,7 @@ def draw_all(
     sheet = ray.remote(max_retries=3)(draw_sheet)
     lapse = ray.remote(max_retries=3)(draw_timelapse)
     drawn = {key: figure.remote(key, shared, str(plots), list(notices)) for key in figures.FIGURES}
-    chosen = examples(done, tables["runs"])
+    chosen = [run for run in examples(done, tables["runs"]) if has_pictures(run)]
     extras = {f"Maps of {run['dataset']}, {run['model']}": sheet.remote(run, str(plots)) for run in chosen}
     if chosen:
         extras["Time lapse"] = lapse.remote(chosen[-1], str(plots))
@@ -116,6 +116,12 @@ def draw_timelapse(run: Mapping[str, Any], plots: str) -> tuple[str, bytes]:
         accuracy,
     )
     return f"Maps of test image {loaded.samples[0]} over training, run {run['run_id']}.", path.read_bytes()
+
+
+def has_pictures(run: Mapping[str, Any]) -> bool:
+    """Whether the run explains images, [N,C,H,W], and not rows of features."""
+    with np.load(Path(run["folder"]) / "probe.npz", allow_pickle=False) as probe:
+        return probe["images"].ndim == 4
 
 
 def load_example(run: Mapping[str, Any]) -> tuple[Any, np.ndarray, list[int]]:

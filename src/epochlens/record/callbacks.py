@@ -1,0 +1,92 @@
+"""A Tracker inside other people's loops: Lightning, Hugging Face Trainer, and a rule for stopping early.
+
+Lightning and transformers are imported only when their callback is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from epochlens.record.tracker import DRIFT, Tracker
+
+
+def lightning_callback(tracker: Tracker) -> Any:
+    """A Lightning callback that records epoch 0 before training and each epoch after its validation.
+
+    Metrics that the module logs are committed with the epoch; the maps' drift is logged as
+    `cosine_to_previous/METHOD`, so that Lightning's EarlyStopping can watch it.
+    """
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        from pytorch_lightning import Callback  # the same library under its older name
+
+    class MapsOverEpochs(Callback):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 0:
+                tracker.record(0)
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            result = tracker.record(trainer.current_epoch + 1, **logged)
+            module.log_dict(drift_of(result))
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            tracker.finish()
+
+    return MapsOverEpochs()
+
+
+def trainer_callback(tracker: Tracker) -> Any:
+    """A Hugging Face TrainerCallback that records epoch 0 before training and then each whole epoch.
+
+    The model must map the tracker's inputs to logits [N, K]: wrap one that returns an output object.
+    """
+    from transformers import TrainerCallback
+
+    class MapsOverEpochs(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if not state.epoch:
+                tracker.record(0)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            logged = state.log_history[-1] if state.log_history else {}
+            numbers = {key: float(value) for key, value in logged.items() if isinstance(value, int | float)}
+            numbers.pop("epoch", None)
+            tracker.record(round(state.epoch), **numbers)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            tracker.finish()
+
+    return MapsOverEpochs()
+
+
+def drift_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The defined drifts in what `Tracker.record` returned, by name."""
+    found = {name: float(value) for name, value in result.items() if str(name).startswith(f"{DRIFT}/")}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+class StabilityStopper:
+    """Says stop once all methods' maps had a cosine >= tau to the previous epoch `patience` times in a row.
+
+    Call it with what `Tracker.record` returned: `stopper(result)`. Ray Tune takes it as it is,
+    `tune.RunConfig(stop=StabilityStopper())`, when trials report those results; it keeps trials apart. It
+    looks at the past only: maps that pause can move again, so do not measure settling on runs it stopped.
+    """
+
+    def __init__(self, tau: float = 0.99, patience: int = 3) -> None:
+        if not 0 < tau <= 1 or patience < 1:
+            raise ValueError(f"tau must be in (0, 1] and patience at least 1, not {tau} and {patience}")
+        self.tau, self.patience = tau, patience
+        self.streaks: dict[str, int] = {}
+
+    def __call__(self, *trial_and_result: Any) -> bool:
+        *trial, result = trial_and_result
+        name = str(trial[0]) if trial else ""
+        drift = drift_of(result)
+        stable = bool(drift) and min(drift.values()) >= self.tau
+        self.streaks[name] = self.streaks.get(name, 0) + 1 if stable else 0
+        return self.streaks[name] >= self.patience
