@@ -135,10 +135,8 @@ def test_the_stopper_waits_for_every_method_and_keeps_trials_apart():
     def result(a: float, b: float) -> dict:
         return {"cosine_to_previous/a": a, "cosine_to_previous/b": b, "accuracy": 0.1}
 
-    nan = float("nan")
-    said = [
-        stopper(result(*pair)) for pair in [(nan, nan), (0.95, 0.95), (0.95, 0.5), (0.9, 1.0), (0.9, 0.9)]
-    ]
+    pairs = [(float("nan"), float("nan")), (0.95, 0.95), (0.95, 0.5), (0.9, 1.0), (0.9, 0.9)]
+    said = [stopper(result(*pair)) for pair in pairs]
     assert said == [False, False, False, False, True]
     assert [stopper(name, result(0.99, 0.99)) for name in ("x", "z", "x", "z")] == [False, False, True, True]
     assert not StabilityStopper()({"accuracy": 1.0})

@@ -5,6 +5,8 @@ Lightning and transformers are imported only when their callback is made.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,19 +20,15 @@ def lightning_callback(tracker: Tracker) -> Any:
     Metrics that the module logs are committed with the epoch; the maps' drift is logged as
     `cosine_to_previous/METHOD`, so that Lightning's EarlyStopping can watch it.
     """
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
-        from pytorch_lightning import Callback  # the same library under its older name
+    base = base_class("Callback", "lightning.pytorch", "pytorch_lightning")
 
-    class MapsOverEpochs(Callback):
+    class MapsOverEpochs(base):
         def on_train_start(self, trainer: Any, module: Any) -> None:
             if trainer.current_epoch == 0:
                 tracker.record(0)
 
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            result = tracker.record(trainer.current_epoch + 1, **logged)
+            result = tracker.record(trainer.current_epoch + 1, None, **numbers(trainer.callback_metrics))
             module.log_dict(drift_of(result))
 
         def on_train_end(self, trainer: Any, module: Any) -> None:
@@ -44,23 +42,39 @@ def trainer_callback(tracker: Tracker) -> Any:
 
     The model must map the tracker's inputs to logits [N, K]: wrap one that returns an output object.
     """
-    from transformers import TrainerCallback
+    base = base_class("TrainerCallback", "transformers")
 
-    class MapsOverEpochs(TrainerCallback):
+    class MapsOverEpochs(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             if not state.epoch:
                 tracker.record(0)
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             logged = state.log_history[-1] if state.log_history else {}
-            numbers = {key: float(value) for key, value in logged.items() if isinstance(value, int | float)}
-            numbers.pop("epoch", None)
-            tracker.record(round(state.epoch), **numbers)
+            tracker.record(round(state.epoch), None, **numbers(logged))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             tracker.finish()
 
     return MapsOverEpochs()
+
+
+def base_class(name: str, *modules: str) -> Any:
+    """The class `name` of the first of the modules that imports. Raises ImportError naming them."""
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            return getattr(importlib.import_module(module), name)
+    raise ImportError(f"{name} needs one of: {', '.join(modules)}")
+
+
+def numbers(logged: Mapping[str, Any]) -> dict[str, float]:
+    """The logged values that are numbers, under names that `Tracker.record` leaves free."""
+    found = {}
+    for name, value in logged.items():
+        with contextlib.suppress(TypeError, ValueError):
+            if name not in ("epoch", "state"):
+                found[name] = float(value)
+    return found
 
 
 def drift_of(result: Mapping[str, Any]) -> dict[str, float]:
