@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
+from epochlens.measure.survival import cluster_bootstrap_median, paired_lag
 from epochlens.show import maps
 from epochlens.show.figures import FIGURES, draw, notice, save
 from epochlens.show.style import looks, span
 
 KEYS = ["dataset", "model", "learning_rate"]
+# Figures that compare levels or seeds, of which a single run has one.
+NEED_SEVERAL = ("dataset_effect", "model_effect", "learning_rate_effect", "agreement")
 
 
 def summarise(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -90,7 +93,7 @@ def build_tables(
                     settled = {
                         "epoch": float(when),
                         "censored": when >= last,
-                        "accuracy_epoch": float(round(speed * 2)),
+                        "accuracy_epoch": float(min(round(speed * 2), last)),
                     }
                     lag = when - settled["accuracy_epoch"]
                     settle.append({**key, "method": method, "metric": metric, **settled, "lag": lag})
@@ -105,17 +108,139 @@ def build_tables(
             variance.append(
                 {**key, "method": method, "raw": raw, "normalised": 2e-3 * rng.uniform(0.8, 1.2) / (1 + i)}
             )
+    stability += build_nulls(stability, epochs, methods)
     seedwise = pd.concat(stability, ignore_index=True)
     by = [*KEYS, "method", "epoch", "reference", "metric"]
+    summary = summarise(seedwise, by)
+    images = build_images(settle, last)
     return {
         "runs": pd.DataFrame(runs),
         "epochs": pd.concat(epochs, ignore_index=True),
         "stability_by_seed": seedwise,
-        "stability_summary": summarise(seedwise, by),
+        "stability_summary": summary,
         "variance": pd.DataFrame(variance),
         "stabilisation": pd.DataFrame(settle),
         "comparisons": build_comparisons(datasets, models, rates, methods),
         "epoch_matrix": pd.concat(squares, ignore_index=True),
+        "agreement": build_agreement(summary, seeds),
+        "settling_images": images,
+        "settling_summary": build_settling_summary(images, pd.DataFrame(settle)),
+        **build_changes(seedwise),
+    }
+
+
+def build_nulls(
+    stability: Sequence[pd.DataFrame], epochs: Sequence[pd.DataFrame], methods: Sequence[str]
+) -> list[pd.DataFrame]:
+    """Similarities of every run to maps that know nothing of it, and calibrated ones."""
+    rng = np.random.default_rng(8)
+    levels = {"other_image": 0.31, "edge": 0.14, "random": 0.0, "seeds": 0.62, "redraw": 0.93}
+    found = []
+    for frame in stability:
+        if frame["metric"].iloc[0] != "cosine":
+            continue
+        reference, method = frame["reference"].iloc[0], frame["method"].iloc[0]
+        if reference in ("previous", "final"):
+            calibrated = (frame["value"] - 0.31) / 0.69
+            found.append(frame.assign(metric="calibrated_cosine", value=calibrated))
+        if reference != "final":
+            continue
+        t = frame["epoch"].to_numpy()
+        for null, height in levels.items():
+            if null == "redraw" and "smoothgrad" not in method:
+                continue
+            value = height * (1 - 0.6 * np.exp(-t / 3)) + 0.03 * methods.index(method)
+            noise = rng.normal(0, 0.03) + rng.normal(0, 0.008, t.size)
+            # A single seed has no other to agree with.
+            alone = null == "seeds" and len({e["seed"].iloc[0] for e in epochs}) == 1
+            found.append(frame.assign(reference=null, value=np.nan if alone else value + noise))
+    return found
+
+
+def build_agreement(summary: Any, seeds: int) -> pd.DataFrame:
+    """Agreement between seeds with wider intervals than a t interval gives."""
+    between = summary[(summary["reference"] == "seeds") & (summary["metric"] == "cosine")]
+    columns = [*KEYS, "method", "epoch", "metric", "n_seeds", "mean", "ci_low", "ci_high"]
+    between = between.assign(n_seeds=seeds, ci_low=between["mean"] - 0.04, ci_high=between["mean"] + 0.04)
+    return between.loc[:, columns] if seeds > 2 else between.assign(ci_low=np.nan, ci_high=np.nan)[columns]
+
+
+def build_images(settle: Sequence[dict[str, Any]], last: int, images: int = 16) -> pd.DataFrame:
+    """Settling epochs of every image, around those of its run."""
+    rng = np.random.default_rng(9)
+    found = []
+    for row in settle:
+        if row["metric"] != "cosine":
+            continue
+        epoch = np.clip(np.round(row["epoch"] + rng.normal(0, 0.2 * last, images)), 1, last)
+        keys = {key: row[key] for key in (*KEYS, "seed", "method", "metric")}
+        rows = {"reference": "final", "sample": np.arange(images), "epoch": epoch, "censored": epoch >= last}
+        found.append(pd.DataFrame({**keys, **rows}))
+    return pd.concat(found, ignore_index=True)
+
+
+def build_settling_summary(images: Any, settle: Any) -> pd.DataFrame:
+    """Medians over seeds and images, and lags behind accuracy, by the project's own statistics."""
+    rng = np.random.default_rng(10)
+    rows = []
+    for key, part in images.groupby([*KEYS, "method"]):
+        times = part.pivot(index="seed", columns="sample", values="epoch").to_numpy()
+        late = part.pivot(index="seed", columns="sample", values="censored").to_numpy(dtype=bool)
+        median, low, high = cluster_bootstrap_median(times, ~late, rng, repeats=50)
+        mine = settle[(settle[[*KEYS, "method"]] == list(key)).all(axis=1) & (settle["metric"] == "cosine")]
+        maps, accuracy = mine["epoch"].to_numpy(), mine["accuracy_epoch"].to_numpy()
+        lag = paired_lag(maps, accuracy, mine["censored"].to_numpy(), np.zeros(len(mine), bool))
+        rows.append(
+            {
+                **dict(zip([*KEYS, "method"], key, strict=True)),
+                "metric": "cosine",
+                "reference": "final",
+                "tau": 0.95,
+                "patience": 1,
+                "n_seeds": len(times),
+                "n_images": late.size,
+                "n_censored": int(late.sum()),
+                "median": median,
+                "ci_low": low,
+                "ci_high": high,
+                "accuracy_median": np.median(accuracy),
+                **{f"lag_{name}": value for name, value in lag.items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def build_changes(seedwise: Any) -> dict[str, pd.DataFrame]:
+    """What moves maps: predictions, steps and properties, all from cosines to the previous epoch."""
+    rng = np.random.default_rng(11)
+    previous = seedwise[(seedwise["reference"] == "previous") & (seedwise["metric"] == "cosine")]
+    base = previous[[*KEYS, "seed", "method", "epoch"]]
+    value, epoch = previous["value"].to_numpy(), previous["epoch"].to_numpy()
+    flips = 0.3 * np.exp(-epoch / 4)
+    shares = {"all": 1.0, "always_right": 0.6, "ever_right": 0.95, "right_at_both": 0.8, "kept": 1 - flips}
+    conditions = []
+    for name, share in {**shares, "flipped": flips}.items():
+        shift = {"flipped": -0.15, "always_right": 0.02}.get(name, 0.0) * np.ones_like(value)
+        shift = np.where((np.asarray(share) < 0.01) & (rng.random(value.size) < 0.5), np.nan, shift)
+        rows = base.assign(
+            reference="previous", metric="cosine", condition=name, value=np.minimum(value + shift, 1)
+        )
+        conditions.append(rows.assign(coverage=share, n=np.rint(16 * share * np.ones_like(value))))
+    weights = 0.2 * np.exp(-epoch / 8) * np.exp(0.2 * previous["seed"].to_numpy() / 10)
+    outputs = 1.5 * weights * np.exp(rng.normal(0, 0.1, value.size))
+    steps = base.assign(metric="cosine", similarity=value, weight_change=weights, output_change=outputs)
+    steps = steps.assign(per_weight_change=(1 - value) / weights, per_output_change=(1 - value) / outputs)
+    noise = rng.normal(0, 0.01, value.size)
+    own = {
+        "mass": 2.0 * 1.3**epoch,
+        "entropy": 0.9 - 0.01 * epoch + noise,
+        "gini": 0.4 + 0.01 * epoch + noise,
+    }
+    held = [base.assign(property=name, value=values) for name, values in own.items()]
+    return {
+        "conditioned": pd.concat(conditions, ignore_index=True),
+        "drift": steps,
+        "properties": pd.concat(held, ignore_index=True),
     }
 
 
@@ -146,9 +271,11 @@ def build_comparisons(
                 "ci_high": 0.05,
                 "statistic": 3.0,
                 "p": p,
-                "p_adjusted": min(1.0, p * 12),
-                "effect_size": 0.9,
+                "p_adjusted": np.minimum(1.0, p * 12),
+                "effect_size": (0.9 if p < 0.1 else 0.1) * (-1) ** i if p == p else np.nan,
                 "missing": "seed 3" if i % 2 else "",
+                "effect_low": max((0.9 if p < 0.1 else 0.1) * (-1) ** i - 0.3, -1) if p == p else np.nan,
+                "effect_high": (0.9 if p < 0.1 else 0.1) * (-1) ** i + 0.1 if p == p else np.nan,
             }
         )
     return pd.DataFrame(rows)
@@ -204,7 +331,9 @@ def test_figures_survive_what_is_missing(name, tables, tmp_path):
         figure = draw(name, poor)
         assert not figure.axes and words_of(figure), "an empty figure says why"
     alone = build_tables(models=("small",), rates=(0.001,), seeds=1, last=2)
-    save(draw(name, alone), tmp_path, name)
+    figure = draw(name, alone)
+    save(figure, tmp_path, name)
+    assert bool(figure.axes) != (name in NEED_SEVERAL), words_of(figure)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +369,193 @@ def test_accuracy_is_the_mean_over_seeds(tables):
     drawn = lines_named(draw("accuracy_and_convergence", tables), "mean:accuracy")
     means = only(tables["epochs"]).groupby([*KEYS, "epoch"])["accuracy"].mean()
     np.testing.assert_allclose(np.concatenate(drawn)[:, 1], means.to_numpy(), rtol=1e-12)
+
+
+def panels_with(figure: Figure, name: str) -> list[Any]:
+    """Axes that hold a line of that gid, in their order."""
+    return [ax for ax in figure.axes if any(line.get_gid() == name for line in ax.lines)]
+
+
+def same(shown: Any, expected: Any) -> None:
+    """Points drawn are the points given, undefined ones included."""
+    np.testing.assert_allclose(np.asarray(shown, dtype=float), expected.to_numpy(dtype=float), rtol=1e-12)
+
+
+def test_nulls_show_the_summary_and_the_agreement_between_seeds(tables):
+    figure = draw("nulls", tables)
+    assert len(figure.axes) == 16 and not lines_named(figure, "null:redraw")
+    summary = only(tables["stability_summary"], metric="cosine", method="saliency")
+    drawn = {name: lines_named(figure, name) for name in ("own:final", "null:other_image", "null:seeds")}
+    # A dataset's panels: the first four are of saliency, configurations in their order.
+    key = dict(zip(KEYS, ("digits", "deep", 0.001), strict=True))
+    for name, reference in (("own:final", "final"), ("null:other_image", "other_image")):
+        same(drawn[name][0], only(summary, reference=reference, **key)[["epoch", "mean"]])
+    moved = tables["agreement"].assign(mean=tables["agreement"]["mean"] + 0.1)
+    expected = only(moved, method="saliency", **key)[["epoch", "mean"]]
+    same(lines_named(draw("nulls", {**tables, "agreement": moved}), "null:seeds")[0], expected)
+    assert len(drawn["null:seeds"]) == 16
+    stochastic = build_tables(models=("small",), rates=(0.1,), seeds=2, methods=("smoothgrad",), last=4)
+    assert len(lines_named(draw("nulls", stochastic), "null:redraw")) == 1
+
+
+def test_panels_that_have_no_room_are_counted(tables):
+    methods = [f"method{i}" for i in range(5)]
+    many = [frame.assign(method=m) for m in methods for frame in [tables["stability_summary"]]]
+    summary = only(pd.concat(many), metric="cosine").drop_duplicates([*KEYS, "method", "epoch", "reference"])
+    figure = draw("nulls", {"stability_summary": summary})
+    assert len(figure.axes) == 32 and "8 further panels are left out" in words_of(figure)
+
+
+def test_calibrated_curves_stand_on_a_marked_scale(tables):
+    figure = draw("calibrated", tables)
+    drawn = lines_named(figure, "mean:saliency")
+    summary = only(tables["stability_summary"], metric="calibrated_cosine", method="saliency")
+    first = only(summary, dataset="digits", model="deep", learning_rate=0.001)
+    same(drawn[0], only(first, reference="final")[["epoch", "mean"]])
+    same(drawn[4], only(first, reference="previous")[["epoch", "mean"]])
+    for ax in figure.axes:
+        marks = [line.get_ydata()[0] for line in ax.lines if line.get_gid() == "scale"]  # type: ignore[index]
+        assert marks == [0.0, 1.0] and ax.get_ylim()[0] < 0 and ax.get_ylim()[1] > 1
+
+
+def test_agreement_shows_both_curves_and_says_without_seeds_that_there_is_none(tables):
+    figure = draw("agreement", tables)
+    key = {"dataset": "mnist", "model": "small", "learning_rate": 0.01, "method": "integrated_gradients"}
+    same(lines_named(figure, "null:seeds")[-1], only(tables["agreement"], **key)[["epoch", "mean"]])
+    final = only(tables["stability_summary"], metric="cosine", reference="final", **key)
+    same(lines_named(figure, "own:final")[-1], final[["epoch", "mean"]])
+    alone = build_tables(models=("small",), rates=(0.001,), seeds=1, last=2)
+    assert "takes two seeds" in words_of(draw("agreement", alone)).replace("\n", " ")
+
+
+def planted_images(epochs: Sequence[float], censored: Sequence[bool]) -> pd.DataFrame:
+    """Images of one seed and method that settle at the given epochs."""
+    key = {"dataset": "digits", "model": "small", "learning_rate": 0.1, "seed": 0, "method": "saliency"}
+    kind = {"metric": "cosine", "reference": "final"}
+    rows = {"sample": range(len(epochs)), "epoch": list(epochs), "censored": list(censored)}
+    return pd.DataFrame({**key, **kind, **rows})
+
+
+def test_survival_steps_down_where_images_settle_and_marks_the_censored():
+    images = planted_images([2, 4, 4, 6, 8], [False, False, False, True, True])
+    figure = draw("survival", {"settling_images": images})
+    (steps,) = lines_named(figure, "share:saliency")
+    # By hand: 4/5 after epoch 2, times 2/4 after 4; the censored ones lower nothing.
+    assert steps.tolist() == [[0, 1], [2, 0.8], [4, 0.4], [6, 0.4], [8, 0.4], [8, 0.4]]
+    (ticks,) = lines_named(figure, "censored:share:saliency")
+    assert ticks.tolist() == [[6, 0.4], [8, 0.4]]
+    assert "2 of 5 censored" in words_of(figure) and "n = 1 seed, 5 images each" in words_of(figure)
+    assert not lines_named(figure, "median:saliency") and not lines_named(figure, "accuracy")
+
+
+def test_survival_marks_the_medians_given_and_when_accuracy_settled(tables):
+    figure = draw("survival", tables)
+    summary = only(tables["settling_summary"], method="saliency")
+    shown = [data[0, 0] for data in lines_named(figure, "median:saliency")]
+    assert shown == summary["median"].dropna().tolist() and len(figure.axes) == 8
+    (ax,) = draw("survival", {key: only(f, **MINE) for key, f in tables.items() if "model" in f}).axes
+    accuracy = next(line for line in ax.lines if line.get_gid() == "accuracy").get_xydata()
+    epochs = only(tables["stabilisation"], **MINE).drop_duplicates("seed")["accuracy_epoch"]
+    assert set(accuracy[1:-1, 0]) == set(epochs) and accuracy[-1, 1] == 0  # type: ignore[index]
+
+
+MINE = {"dataset": "digits", "model": "deep", "learning_rate": 0.001}
+
+
+def lag_table(**changed: float) -> dict[str, pd.DataFrame]:
+    """A settling_summary of one row: a lag of 6 [4, 9] epochs over 10 seeds, unless changed."""
+    lag = {"n": 10, "n_censored": 0, "median_low": 6.0, "median_high": 6.0, "low": 4.0, "high": 9.0}
+    lag |= {"mean": 6.5, "mean_low": 5.0, "mean_high": 8.0, **changed}
+    row = {**MINE, "method": "saliency", "metric": "cosine", "reference": "final"}
+    row |= {
+        "n_seeds": lag["n"],
+        "n_images": 160,
+        "n_censored": 3,
+        "median": 12.0,
+        "ci_low": 9.0,
+        "ci_high": 15.0,
+    }
+    return {"settling_summary": pd.DataFrame([{**row, **{f"lag_{name}": v for name, v in lag.items()}}])}
+
+
+def whisker_ends(figure: Figure) -> list[list[float]]:
+    """Ends of the horizontal lines that collections draw."""
+    found = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    return [segment[:, 0].tolist() for c in found for segment in c.get_segments()]
+
+
+def test_a_lag_is_drawn_with_its_interval_and_arrows_where_that_has_no_end():
+    figure = draw("lag", lag_table())
+    assert lines_named(figure, "lag:saliency")[0].tolist() == [[6.0, 0.0]]
+    assert whisker_ends(figure) == [[4.0, 9.0]] and "n = 10" in words_of(figure)
+    assert not [line for line in figure.axes[0].lines if line.get_marker() in ("<", ">")]
+    open_end = draw("lag", lag_table(high=np.inf, n_censored=2))
+    assert [line.get_marker() for line in open_end.axes[0].lines].count(">") == 1
+    assert "n = 10, 2 censored" in words_of(open_end)
+    bar = draw("lag", lag_table(median_high=np.inf, high=np.inf, n_censored=6))
+    assert not lines_named(bar, "lag:saliency"), "a median that is not known is no marker"
+    few = lag_table(n=4, low=-np.inf, high=np.inf)
+    mean = draw("lag", few)
+    assert lines_named(mean, "lag:saliency")[0].tolist() == [[6.5, 0.0]] and whisker_ends(mean) == [
+        [5.0, 8.0]
+    ]
+
+
+def test_conditions_and_their_coverage_are_means_over_seeds(tables):
+    figure = draw("conditioned", tables)
+    frame = only(tables["conditioned"], condition="flipped", method="saliency", **MINE).groupby("epoch")
+    for name, column in (("mean:flipped", "value"), ("coverage:flipped", "coverage")):
+        np.testing.assert_allclose(lines_named(figure, name)[0][:, 1], frame[column].mean(), rtol=1e-12)
+    assert len(figure.axes) == 32 and len(panels_with(figure, "coverage:kept")) == 16
+    upper, lower = panels_with(figure, "mean:kept")[0], panels_with(figure, "coverage:kept")[0]
+    assert lower.get_position().y1 < upper.get_position().y0, "coverage stands below its curves"
+
+
+def test_drift_and_mass_are_geometric_means_on_log_axes(tables):
+    figure = draw("drift", tables)
+    frame = only(tables["drift"], method="saliency", **MINE)
+    for name, column in (
+        ("per_weight_change:saliency", "per_weight_change"),
+        ("mean:weight_change", "weight_change"),
+    ):
+        values = frame.assign(log=np.log(frame[column].where(frame[column] > 0)))
+        means = np.exp(values.groupby("epoch")["log"].mean())
+        np.testing.assert_allclose(lines_named(figure, name)[0][:, 1], means, rtol=1e-9)
+    assert {ax.get_yscale() for ax in figure.axes} == {"log"}
+    shown = draw("properties", tables)
+    gini = only(tables["properties"], property="gini", method="saliency", **MINE).groupby("epoch")["value"]
+    np.testing.assert_allclose(lines_named(shown, "gini:saliency")[0][:, 1], gini.mean(), rtol=1e-12)
+    assert [ax.get_yscale() for ax in shown.axes].count("log") == 8
+
+
+def test_weights_alone_are_drawn_where_outputs_were_not_recorded(tables):
+    frame = tables["drift"].assign(output_change=np.nan, per_output_change=np.nan)
+    figure = draw("drift", {"drift": frame})
+    assert not lines_named(figure, "per_output_change:saliency")
+    assert len(lines_named(figure, "per_weight_change:saliency")) == 8
+
+
+def test_effect_sizes_are_filled_where_they_hold_and_the_rest_is_counted(tables):
+    frame = tables["comparisons"]
+    tested = frame[frame["p_adjusted"].notna()]
+    figure = draw("effect_sizes", tables)
+    held = [float(point[0, 0]) for point in lines_named(figure, "holds")]
+    assert sorted(held) == sorted(tested.loc[tested["p_adjusted"] < 0.05, "effect_size"])
+    assert len(lines_named(figure, "open")) == len(tested) - len(held)
+    ends = tested[["effect_low", "effect_high"]].to_numpy().tolist()
+    assert sorted(whisker_ends(figure)) == sorted(ends)
+    assert f"{len(held)} of {len(tested)} differences hold" in words_of(figure)
+    assert f"{len(frame) - len(tested)} more were not tested" in words_of(figure)
+    many = pd.concat([tested.assign(outcome=f"outcome {i}") for i in range(4)])
+    figure = draw("effect_sizes", {"comparisons": many})
+    assert len(lines_named(figure, "open") + lines_named(figure, "holds")) == 40
+    assert f"the {len(many) - 40} with the largest p are left out" in words_of(figure)
+
+
+def test_tables_of_before_intervals_of_effects_still_draw(tables):
+    older = tables["comparisons"].drop(columns=["effect_low", "effect_high"])
+    figure = draw("effect_sizes", {"comparisons": older})
+    assert lines_named(figure, "holds") and not whisker_ends(figure)
 
 
 @pytest.mark.parametrize("factor", ["dataset", "model", "learning_rate"])

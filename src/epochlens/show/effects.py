@@ -292,7 +292,7 @@ def point_handles(method_looks: dict[str, Look]) -> list[Line2D]:
 
 
 def listing(
-    tables: Tables, frame: pd.DataFrame, columns: int, extra: Sequence[Line2D] = ()
+    tables: Tables, frame: pd.DataFrame, columns: int, extra: Sequence[Line2D] = (), side: float = 0.0
 ) -> tuple[Figure, list[Axes], list[tuple], dict[str, Look]]:
     """Panels whose y axis lists the configurations, with room for every method in each line."""
     method_looks = looks_of(tables, frame)
@@ -306,6 +306,7 @@ def listing(
         [*point_handles(method_looks), *extra],
         size=(5.2 if columns == 1 else 2.9, max(height, 0.8)),
         left=widest * style.INCHES_PER_CHARACTER * 0.9 + 0.2,
+        side=side,
         share_x=False,
     )
     axes[0].set_yticks([-i for i in range(len(keys))], names)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from epochlens.show import curves, effects
+from epochlens.show import changes, curves, effects, forest, nulls, timing
 from epochlens.show.frames import Tables
 from epochlens.show.style import notice, save
 
@@ -34,6 +34,10 @@ EFFECT = (
     "over the probe images. Lines join runs of the same seed; the outlined marker is the mean over "
     "seeds with its 95 % t interval. Lines that run in parallel are a difference every seed agrees on; "
     "the paired tests are in the comparisons table. The vertical axis does not start at zero. "
+)
+BAND = (
+    "Lines are means over n seeds (the panel's title says how many), each seed the mean over its probe "
+    "images; bands are 95 % t intervals over seeds, and with a single seed there are none. "
 )
 
 FIGURES: dict[str, Drawing] = {
@@ -124,6 +128,95 @@ FIGURES: dict[str, Drawing] = {
         "not settle before the training ended: their epoch is a lower bound. No interval is drawn. "
         "Coloured markers right of the black bar: explanations go on changing after accuracy has "
         "settled.",
+    ),
+    "survival": Drawing(
+        timing.survival,
+        "Share of images whose maps have not settled yet",
+        "Kaplan-Meier curves over all images of all seeds: the share whose map has not yet come to stay "
+        "close to its final one (cosine at or above the threshold at every later epoch). Images that had "
+        "not settled when training ended are censored: they count as unsettled to the end, a tick marks "
+        "them and the panel says how many. Markers near one half are the medians, the thick lines their "
+        "95 % intervals, by resampling seeds and then images; an arrow is an interval without an end, and "
+        "where the marker is missing more than half of the images never settled. The black steps are the "
+        "share of seeds whose accuracy had not settled by the same rule. A coloured curve right of the "
+        "black one: maps settle after accuracy.",
+    ),
+    "lag": Drawing(
+        timing.lag,
+        "Do maps settle before or after accuracy?",
+        "Epochs by which a run's maps settle after its accuracy, paired by seed; a run's maps settle when "
+        "their mean similarity over images does. Filled markers are medians over n seeds with an interval "
+        "by the sign test, which needs six seeds for 95 %; with fewer, and none censored, the open marker "
+        "is the mean with its 95 % t interval (dashed). Seeds are censored where maps or accuracy had not "
+        "settled at the end: a thick pale bar then spans the medians that are possible, and an arrow is a "
+        "side without a bound.",
+    ),
+    "nulls": Drawing(
+        nulls.nulls,
+        "How far above meaninglessness",
+        "Cosine similarity of a map to the same image's at the previous and at the final epoch, over what it "
+        "is for maps that share less: with the same image's map from another seed, with the map of another "
+        "image of the class at the same epoch, with the untrained network's map, with the input's edges "
+        "(Sobel), with random values and, where the method is stochastic, with a second draw (the method's "
+        "noise floor, which similarity can hardly exceed). "
+        + BAND
+        + "Between seeds the interval comes from resampling seeds. A curve that is no higher than its nulls "
+        "is no sign that the map depends on what this training learned.",
+    ),
+    "calibrated": Drawing(
+        nulls.calibrated,
+        "Similarity between another image and identity",
+        "Cosine similarity on the scale on which 0 (dotted) is the map of another image of the same class "
+        "and 1 (dotted) is the same map. Thin lines are seeds, the thick line is their mean and the band the "
+        "95 % t interval over seeds; with a single seed there is no band. Images alone in their class have "
+        "no null and are left out. Where maps of a class are all alike, the scale is stretched and curves "
+        "are rough.",
+    ),
+    "agreement": Drawing(
+        nulls.agreement,
+        "Agreement between seeds: the ceiling",
+        "Cosine similarity of the maps of one image from two seeds at the same epoch (dark), averaged "
+        "over all pairs of the n seeds and over images; its band is a 95 % interval by resampling seeds, "
+        "not pairs, and takes three seeds. Coloured: similarity to the run's own final maps, with the 95 "
+        "% t interval over seeds. Where the coloured curve is above the dark one, a map is closer to "
+        "where its own training will end than trainings are to each other.",
+    ),
+    "conditioned": Drawing(
+        changes.conditioned,
+        "Do maps move because predictions do?",
+        "Cosine similarity to the previous epoch of images that were right at every trained epoch, that kept "
+        "their prediction (right or wrong) between the two epochs, that changed it, and of all. "
+        + BAND
+        + "Below: coverage, the share of images that meet the condition. Only the images that are always "
+        "right are the same at every epoch; where the coverage of flipped ones is small, their curve rests "
+        "on few images. If the curves of kept and flipped predictions agree, maps move for other reasons.",
+    ),
+    "drift": Drawing(
+        changes.drift,
+        "Similarity lost per step taken",
+        "1 minus the cosine to the previous epoch, divided by the relative change of the weights (top) "
+        "and by the change of the outputs on the probe images (middle) between the same two epochs; "
+        "below, the relative change of the weights itself. Logarithmic axes. Lines are geometric means "
+        "over n seeds, bands 95 % t intervals of the logarithms; steps of zero size are undefined and "
+        "left out. Small steps look like stability: a falling curve below and flat ones above mean that "
+        "maps hardly became steadier, training only moved less.",
+    ),
+    "properties": Drawing(
+        changes.properties,
+        "Mass, entropy and concentration of the maps",
+        "The sum of a map's absolute values (top, logarithmic: geometric mean and interval of the "
+        "logarithms), the entropy of their shares (1: all pixels alike, 0: one pixel) and their Gini "
+        "index (0: all alike, towards 1: few pixels hold everything). "
+        + BAND
+        + "A growing mass with steady entropy and Gini index: maps only grow.",
+    ),
+    "effect_sizes": Drawing(
+        forest.effect_sizes,
+        "All paired comparisons",
+        "Rank-biserial correlation of the differences between two conditions, paired by seed: 1 if a is "
+        "larger than b in every seed, -1 if smaller in every one. Lines are 95 % score intervals; n is "
+        "the number of pairs, p the Wilcoxon signed-rank p after Holm's correction. Filled markers hold "
+        "(adjusted p < 0.05).",
     ),
 }
 

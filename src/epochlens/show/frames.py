@@ -41,12 +41,12 @@ def values(frame: pd.DataFrame, column: str) -> list[Any]:
 
 def groups(frame: pd.DataFrame, columns: Sequence[str] = KEYS) -> dict[tuple, pd.DataFrame]:
     """The frame split by the columns' values, in sorted order."""
-    return {cast(tuple, key): part for key, part in frame.groupby(list(columns), sort=True)}
+    return {cast(tuple, key): part for key, part in frame.groupby(list(columns), sort=True, observed=True)}
 
 
 def pivot(frame: pd.DataFrame, index: str, columns: str, value: str = "value") -> pd.DataFrame:
     """Means of a value as a table [index, columns]."""
-    means: Any = frame.groupby([index, columns])[value].mean()
+    means: Any = frame.groupby([index, columns], observed=True)[value].mean()
     return means.unstack()
 
 

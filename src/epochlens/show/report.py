@@ -18,7 +18,19 @@ from epochlens.show.words import sentences
 
 __all__ = ["sentences", "write_report"]
 
+# A heading, what stands under it (HTML), and its parts: headings with their HTML.
+Chapter = tuple[str, str, Sequence[tuple[str, str]]]
+
 ROWS_AT_MOST = 40
+SUMMARY = (
+    "What each configuration reached. Settling epochs here are medians over seeds, a seed's maps being "
+    "followed by their mean similarity over images; the sentences above follow every image if known."
+)
+CHAPTERS: dict[str, list[str]] = {
+    "When do maps settle": ["survival", "settling", "lag", "cosine_to_final", "accuracy_and_convergence"],
+    "Can it be trusted": ["nulls", "calibrated", "agreement", "conditioned", "drift"],
+    "Effects and comparisons": ["dataset_effect", "model_effect", "learning_rate_effect", "effect_sizes"],
+}
 STYLE = """
 :root{color-scheme:light}
 *{box-sizing:border-box}
@@ -30,7 +42,7 @@ h3{font-size:1.05rem;margin:2rem 0 .5rem}
 p,li{max-width:46rem}
 a{color:#0059a3}
 nav ul{columns:2 18rem;padding-left:1.1rem;margin:.4rem 0}
-nav li{break-inside:avoid}
+nav ul ul{columns:1;font-size:.9rem;margin:0 0 .3rem}
 .notice{background:#fff1d6;border:1px solid #d55e00;border-left-width:.4rem;color:#5c2300;
  padding:.6rem .9rem;margin:1rem 0;font-weight:600}
 .notice p{margin:.2rem 0;max-width:none}
@@ -64,30 +76,45 @@ def write_report(
 ) -> None:
     """Write the report: figures are PNG bytes by name, extras (caption, PNG or GIF bytes) by heading."""
     warned = " ".join(notices)
-    sections = [
-        ("In words", bullets(sentences(tables))),
-        ("Summary", table(summary, "What each configuration reached.", warned)),
-        *(illustration(name, content) for name, content in figures.items()),
-        *((name, image(content, name, caption)) for name, (caption, content) in extras.items()),
-        ("Settling epochs", settling_table(tables, warned)),
-        ("Comparisons", comparison_table(tables, warned)),
-        ("Runs that are not done", lacking_table(tables, warned)),
-        ("Configuration", settings(configuration)),
+    told = {name for names in CHAPTERS.values() for name in names}
+    chapters = {**CHAPTERS, "More views": [name for name in figures if name not in told]}
+    drawn = {
+        title: [illustration(name, figures[name]) for name in names if name in figures]
+        for title, names in chapters.items()
+    }
+    drawn["More views"] += [
+        (name, image(content, name, caption)) for name, (caption, content) in extras.items()
+    ]
+    sections: list[Chapter] = [
+        ("In words", bullets(sentences(tables)), []),
+        ("Summary", table(summary, SUMMARY, warned), []),
+        *((title, "", parts) for title, parts in drawn.items() if parts),
+        (
+            "Tables",
+            "",
+            [
+                ("Settling epochs", settling_table(tables, warned)),
+                ("Comparisons", comparison_table(tables, warned)),
+                ("Runs that are not done", lacking_table(tables, warned)),
+                ("Configuration", settings(configuration)),
+            ],
+        ),
     ]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page(title, sections, notices).encode())
 
 
-def page(title: str, sections: Sequence[tuple[str, str]], notices: Sequence[str]) -> str:
-    """The whole document; sections are headings (plain text) with their content (HTML)."""
+def page(title: str, chapters: Sequence[Chapter], notices: Sequence[str]) -> str:
+    """The whole document; headings are plain text, contents HTML."""
     banner = "".join(f"<p>{escape(notice)}</p>" for notice in notices)
     banner = f'<div class="notice" role="note">{banner}</div>' if banner else ""
-    contents = "".join(f'<li><a href="#s{i}">{escape(name)}</a></li>' for i, (name, _) in enumerate(sections))
-    body = "".join(
-        f'<section id="s{i}"><h2>{escape(name)}</h2>{content}</section>\n'
-        for i, (name, content) in enumerate(sections)
-    )
+    contents = body = ""
+    for i, (name, content, parts) in enumerate(chapters):
+        entries = "".join(link(f"s{i}-{k}", part) for k, (part, _) in enumerate(parts))
+        contents += link(f"s{i}", name, f"<ul>{entries}</ul>" if entries else "")
+        content += "".join(section(f"s{i}-{k}", "h3", *part) for k, part in enumerate(parts))
+        body += section(f"s{i}", "h2", name, content)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -95,6 +122,16 @@ def page(title: str, sections: Sequence[tuple[str, str]], notices: Sequence[str]
         f'<body><h1>{escape(title)}</h1>{banner}<nav aria-label="Contents"><ul>{contents}</ul></nav>\n'
         f"<main>{body}</main></body></html>\n"
     )
+
+
+def link(target: str, name: str, below: str = "") -> str:
+    """An entry of the contents, with those below it."""
+    return f'<li><a href="#{target}">{escape(name)}</a>{below}</li>'
+
+
+def section(target: str, heading: str, name: str, content: str) -> str:
+    """A heading with what it stands over, to be linked to."""
+    return f'<section id="{target}"><{heading}>{escape(name)}</{heading}>{content}</section>\n'
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from epochlens.record.store import write_whole
 from epochlens.show.frames import Tables
 
-Dash = Literal["-", "--", ":"]
+Dash = Literal["-", "--", ":", "-."]
 
 # Okabe and Ito's colours, which survive the common colour deficiencies. Their yellow is too pale
 # for lines on white and their black is kept for accuracy.
@@ -88,7 +88,8 @@ def legend_shape(labels: Sequence[str], width: float) -> tuple[int, float]:
 def blank(text: str) -> Figure:
     """A small figure that says why there is nothing to draw."""
     figure = Figure(figsize=(4.8, 1.0))
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=TEXT + 1, color="#444444")
+    lines = textwrap.wrap(text, 64)
+    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=TEXT + 1, color="#444444")
     return figure
 
 
@@ -144,6 +145,30 @@ def panels(
         # The last panel of a column carries the axis, also where the row below it is not full.
         ax.tick_params(labelbottom=i + columns >= count)
     return figure, flat[:count]
+
+
+def stacked(figure: Figure, axes: Sequence[Axes], columns: int, shares: Sequence[float]) -> list[list[Axes]]:
+    """Split every panel into parts below each other: for each share, from the top, the parts of all panels.
+
+    The parts of one share have their y axis in common, all parts the x axis.
+    """
+    parts: list[list[Axes]] = [list(axes), *([] for _ in shares[1:])]
+    ends = np.cumsum([0.0, *shares]) / sum(shares)
+    for i, ax in enumerate(axes):
+        box = ax.get_position()
+        gap = 0.12 / figure.get_size_inches()[1]
+        lowest = i + columns >= len(axes)
+        for part, start, end in zip(parts, ends, ends[1:], strict=False):
+            place = (box.x0, box.y1 - end * box.height + gap / 2, box.width, (end - start) * box.height - gap)
+            if part is parts[0]:
+                ax.set_position(place)
+                inner = ax
+            else:
+                inner = figure.add_axes(place, sharex=ax, sharey=part[0] if part else None)
+                dress(inner)
+                part.append(inner)
+            inner.tick_params(labelleft=i % columns == 0, labelbottom=lowest and part is parts[-1])
+    return parts
 
 
 def dress(ax: Axes) -> None:

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
 from epochlens.measure.statistics import t_interval
-from epochlens.show import frames, style
+from epochlens.show import frames, lags, style
+from epochlens.show.compared import differences
 from epochlens.show.frames import KEYS, Tables, groups, keep, numbers
+from epochlens.show.lags import Lag, phrase
 
-NAMED_AT_MOST = 12
+__all__ = ["differences", "median_epoch", "sentences"]
+
+SUMMARY = [*KEYS, "method", "median", "ci_low", "ci_high", "n_seeds", "n_images", "n_censored"]
+NULLS = {
+    "other_image": "between images of a class",
+    "initial": "to the untrained network's",
+    "edge": "to the input's edges",
+    "random": "to random maps",
+    "redraw": "between two draws of the method",
+}
+
+
+class Settled(NamedTuple):
+    """When maps settle in words, whether that is known, and how many had not at the end."""
+
+    known: bool
+    text: str
+    censored: str
 
 
 def sentences(tables: Tables) -> list[str]:
-    """What the sweep found, a configuration to a sentence, then which differences hold after correction.
+    """What the sweep found: an overview, each configuration and method, then the differences that hold.
 
-    Uses runs, epochs, stabilisation and comparisons; what is missing or empty is left out or said to be so.
+    Uses runs, epochs, settling_summary (or else stabilisation), agreement, stability_summary and comparisons;
+    what is missing or empty is left out or said to be so.
     """
     epochs = groups(frames.rows(tables, "epochs", [*KEYS, "seed", "epoch", "accuracy"]))
-    needed = [*KEYS, "seed", "method", "metric", "epoch", "censored"]
-    frame, _ = frames.one_metric(frames.rows(tables, "stabilisation", needed))
-    settled = groups(frame)
-    told = [missing_runs(tables)]
-    for key in sorted({*epochs, *settled}):
-        parts = [accuracy(epochs.get(key)), settling(settled.get(key))]
-        told.append(f"{style.named(key)}: " + "; ".join(part for part in parts if part) + ".")
+    settled, behind, close = settling(tables), lags.lags(tables), closeness(tables)
+    told = [missing_runs(tables), overview(behind)]
+    for key in sorted({*epochs, *(k[:3] for k in (*settled, *behind, *close))}):
+        told.append(item(style.named(key), accuracy(epochs.get(key))))
+        for method in methods_of(key, settled, behind, close):
+            own = (*key, method)
+            when = timing(settled.get(own), behind.get(own))
+            told.append(item(f"{style.named(key)}, {method}", when, close.get(own, "")))
     return [sentence for sentence in [*told, *differences(tables)] if sentence]
+
+
+def item(name: str, *parts: str) -> str:
+    """Sentences under a name, or nothing without any."""
+    said = [f"{part}." for part in parts if part]
+    said[1:] = [part[0].upper() + part[1:] for part in said[1:]]
+    return f"{name}: {' '.join(said)}" if said else ""
+
+
+def methods_of(key: tuple, *found: dict) -> list[str]:
+    """The methods that some mappings from configuration and method hold for a configuration, sorted."""
+    return sorted({k[3] for mapping in found for k in mapping if k[:3] == key})
 
 
 def missing_runs(tables: Tables) -> str:
@@ -36,6 +71,21 @@ def missing_runs(tables: Tables) -> str:
         return ""
     counts = ", ".join(f"{len(part)} {status}" for (status,), part in groups(lacking, ["status"]).items())
     return f"{len(lacking)} of {len(runs)} runs are not done ({counts}), so some results rest on fewer seeds."
+
+
+def overview(behind: dict[tuple, Lag]) -> str:
+    """In how many configurations and methods maps settle after accuracy, before it, or it is open."""
+    known = [lag for lag in behind.values() if lag.n > 0]
+    if len(known) < 2:
+        return ""
+    orders = [lag.order for lag in known]
+    after, before, still = (orders.count(order) for order in ("after", "before", "open"))
+    told = [f"{count} {side} accuracy" for count, side in ((after, "after"), (before, "before")) if count]
+    told += [f"{still} open"] if still else []
+    return (
+        f"Maps settle before or after accuracy? Of {len(known)} combinations of configuration and method: "
+        f"{', '.join(told)}. Brackets hold 95 % intervals. Such lags follow the mean over a run's images."
+    )
 
 
 def accuracy(epochs: pd.DataFrame | None) -> str:
@@ -53,21 +103,56 @@ def accuracy(epochs: pd.DataFrame | None) -> str:
     return f"accuracy {mean:.3f} after epoch {last:g} ({seeds}{width})"
 
 
-def settling(frame: pd.DataFrame | None) -> str:
-    """Median settling epoch of each method's maps, and how many seeds did not settle."""
-    if frame is None or frame.empty:
-        return ""
-    parts = []
-    for (method,), part in groups(frame, ["method"]).items():
+def timing(when: Settled | None, lag: Lag | None) -> str:
+    """When the maps of a method settle, how long after accuracy, and how many had not at the end."""
+    behind = phrase(lag) if lag is not None else ""
+    if when is None:
+        return f"maps settle {behind}" if behind else ""
+    if not when.known:
+        return f"{when.text}; {when.censored}" + (f"; maps settle {behind}" if behind else "")
+    middle = f"maps settle {when.text}" + (f", {behind}" if behind else "")
+    return f"{middle}; {when.censored}" if when.censored else middle
+
+
+def settling(tables: Tables) -> dict[tuple, Settled]:
+    """When each configuration's maps settle, by method: by image where that is known, else by seed."""
+    chosen = {"metric": "cosine", "reference": "final"}
+    frame = frames.rows(tables, "settling_summary", SUMMARY, **chosen)
+    parts = groups(frame, [*KEYS, "method"])
+    found = {key: median_of_images(part.iloc[0].to_dict()) for key, part in parts.items()}
+    return found or settling_of_seeds(tables)
+
+
+def median_of_images(row: dict) -> Settled:
+    """A Kaplan-Meier median with its interval, and how many images are censored."""
+    median, low, high = (float(row[name]) for name in ("median", "ci_low", "ci_high"))
+    total, late = np.nan_to_num([float(row["n_images"]), float(row["n_censored"])])
+    censored = f"{late:g} of {total:g} images had not settled at the end"
+    seeds = "one seed" if row["n_seeds"] == 1 else f"{row['n_seeds']:g} seeds"
+    if np.isnan(median):
+        start = f", not before epoch {low:.3g} with 95 % confidence" if np.isfinite(low) else ""
+        return Settled(
+            False, f"the median epoch at which maps settle is not known{start} ({seeds})", censored
+        )
+    ends = f" [{lags.end(low)}, {lags.end(high)}]" if np.isfinite(low) else ""
+    return Settled(True, f"at epoch {median:.3g}{ends} ({seeds})", censored)
+
+
+def settling_of_seeds(tables: Tables) -> dict[tuple, Settled]:
+    """Median settling epoch of the seeds' mean similarity, and how many seeds did not settle."""
+    needed = [*KEYS, "seed", "method", "metric", "epoch", "censored"]
+    frame, _ = frames.one_metric(frames.rows(tables, "stabilisation", needed))
+    found = {}
+    for key, part in groups(frame, [*KEYS, "method"]).items():
         middle, bound = median_epoch(part)
-        censored = int(numbers(part, "censored").sum())
         if np.isnan(middle):
             continue
+        late = int(numbers(part, "censored").sum())
         when = f"not before epoch {middle:g}" if bound else f"at epoch {middle:g}"
         seeds = "one seed" if len(part) == 1 else f"median of {len(part)} seeds"
-        rest = f", {censored} of them unsettled at the end" if censored else ""
-        parts.append(f"{method} {when} ({seeds}{rest})")
-    return "maps settled: " + ", ".join(parts) if parts else ""
+        rest = f"{late} of {len(part)} seeds had not settled at the end" if late else ""
+        found[key] = Settled(True, f"{when} ({seeds})", rest)
+    return found
 
 
 def median_epoch(frame: pd.DataFrame) -> tuple[float, bool]:
@@ -81,31 +166,33 @@ def median_epoch(frame: pd.DataFrame) -> tuple[float, bool]:
     return float(np.median(epochs[known])), bool(bound)
 
 
-def differences(tables: Tables) -> list[str]:
-    """Which paired differences hold at an adjusted p below 0.05, the first few spelled out."""
-    needed = ["factor", "a", "b", *KEYS, "method", "outcome", "n", "mean_difference", "p_adjusted"]
-    frame = frames.rows(tables, "comparisons", needed)
-    tested = keep(frame, np.isfinite(numbers(frame, "p_adjusted")))
-    if tested.empty:
-        return ["No two conditions could be compared with complete pairs of seeds."]
-    hold = keep(tested, numbers(tested, "p_adjusted") < 0.05).sort_values("p_adjusted", kind="stable")
-    without = len(frame) - len(tested)
-    rest = f"; {without} more had incomplete or too few pairs and were not tested" if without else ""
-    told = [f"{len(hold)} of {len(tested)} paired comparisons hold after Holm's correction (p < 0.05){rest}."]
-    told += [difference(row) for _, row in hold.head(NAMED_AT_MOST).iterrows()]
-    if len(hold) > NAMED_AT_MOST:
-        told.append(
-            f"{len(hold) - NAMED_AT_MOST} further differences that hold are in the comparisons table."
-        )
-    return told
+def closeness(tables: Tables) -> dict[tuple, str]:
+    """How similar final maps are between seeds and to unrelated maps, by configuration and method."""
+    needed = [*KEYS, "method", "epoch", "mean", "ci_low", "ci_high"]
+    between = last_epoch(frames.rows(tables, "agreement", needed, metric="cosine"))
+    means = frames.rows(tables, "stability_summary", [*needed, "reference"], metric="cosine")
+    null = {name: last_epoch(keep(means, means["reference"].astype(str) == name)) for name in NULLS}
+    # Similarity to the untrained network has always been there; alone it does not tell what is unrelated.
+    keys = {*between, *(key for name, rows in null.items() if name != "initial" for key in rows)}
+    found = {}
+    for key in keys:
+        texts = [f"{name} {plain(null[ref][key]['mean'])}" for ref, name in NULLS.items() if key in null[ref]]
+        seeds = "cosine of the final maps between seeds is not known"
+        if key in between:
+            row = between[key]
+            ends = f" [{plain(row['ci_low'])}, {plain(row['ci_high'])}]" if np.isfinite(row["ci_low"]) else ""
+            seeds = f"cosine of the final maps between seeds {plain(row['mean'])}{ends}"
+        found[key] = f"{seeds}; {', '.join(texts)}" if texts else seeds
+    return found
 
 
-def difference(row: pd.Series) -> str:
-    """One paired difference in words."""
-    factor = str(row["factor"])
-    where = [style.level(c, row[c]) for c in [*KEYS, "method"] if c != factor and str(row[c]) != "*"]
-    a, b = (style.level(factor, row[side]) for side in "ab")
-    return (
-        f"{row['outcome']}: {a} minus {b} is {row['mean_difference']:+.3g} on average "
-        f"over {row['n']:g} seeds ({', '.join(where)}; adjusted p = {row['p_adjusted']:.2g})."
-    )
+def plain(value: float) -> str:
+    """A similarity in two digits, never -0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def last_epoch(frame: pd.DataFrame) -> dict[tuple, dict]:
+    """The row of the last epoch of each configuration and method, where its mean is defined."""
+    known = keep(frame, np.isfinite(numbers(frame, "mean")))
+    last = known.sort_values("epoch", kind="stable").drop_duplicates([*KEYS, "method"], keep="last")
+    return {key: part.iloc[0].to_dict() for key, part in groups(last, [*KEYS, "method"]).items()}
