@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from epochlens.measure import spatial
+from epochlens.measure import blocks, spatial
 from epochlens.measure.structure import centre_shift, ssim
 
 
@@ -20,7 +20,7 @@ def test_rows_equal_the_functions_pair_by_pair(shape, scale):
     maps[2, 1] = 0
     maps[1, 3, 0, 0, 0] = np.nan
     epochs, samples = np.array([0, 1, 2, 5]), np.arange(5) * 3
-    found = pd.concat(list(spatial.similarities(maps, epochs, samples)))
+    found = pd.DataFrame(blocks.columns(list(spatial.blocks(maps, epochs)), samples))
     table: Any = found.set_index(["reference", "metric", "epoch", "sample"])["value"].to_dict()
     sigma = spatial.fitting_sigma(min(shape[1:]))
     pairs = {"previous": [(2, 1), (3, 2)], "final": [(0, 3), (1, 3), (2, 3), (3, 3)]}
@@ -42,9 +42,8 @@ def test_the_window_fits_small_maps_and_is_the_usual_one_otherwise():
     assert spatial.fitting_sigma(11) == pytest.approx(10 // 2 / 3.5)
     generator = np.random.default_rng(1)
     maps = generator.standard_normal((3, 2, 1, 8, 8))
-    for part in spatial.similarities(maps, [0, 1, 2], [0, 1]):
-        assert np.isfinite(part["value"].to_numpy(float)).all()
+    assert all(np.isfinite(block.values).all() for block in spatial.blocks(maps, [0, 1, 2]))
 
 
 def test_maps_without_rows_and_columns_have_none():
-    assert list(spatial.similarities(np.ones((3, 2, 7)), [0, 1, 2], [0, 1])) == []
+    assert list(spatial.blocks(np.ones((3, 2, 7)), [0, 1, 2])) == []

@@ -8,15 +8,15 @@ identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from epochlens.measure.blocks import Block, as_rows
 from epochlens.measure.similarity import METRICS, Floats, Metric
 from epochlens.measure.stability import (
-    category,
     compare_epochs,
     defined_mean,
     epoch_pairs,
@@ -92,6 +92,23 @@ def null_similarities(
     are given. value is NaN where the metric is undefined. `prepared` (stability.prepare_all) saves preparing
     the maps again. Raises ValueError for an unknown metric or shapes that do not fit.
     """
+    found = list(null_blocks(maps, epochs, samples, images, labels, metrics, rng, redraws, prepared=prepared))
+    return as_rows(found, np.asarray(samples), NULLS, tuple(METRICS))
+
+
+def null_blocks(
+    maps: ArrayLike,
+    epochs: ArrayLike,
+    samples: ArrayLike,
+    images: ArrayLike | None,
+    labels: ArrayLike,
+    metrics: Sequence[str],
+    rng: np.random.Generator,
+    redraws: ArrayLike | None = None,
+    *,
+    prepared: Mapping[str, Floats] | None = None,
+) -> Iterator[Block]:
+    """What `null_similarities` gives, as arrays: a block per metric and null. Raises ValueError likewise."""
     chosen = {name: find_metric(name) for name in metrics}
     ready = prepared if prepared is not None else prepare_all(maps, metrics)
     shape, maps, epochs, samples = np.shape(maps), flatten(maps), np.asarray(epochs), np.asarray(samples)
@@ -107,14 +124,14 @@ def null_similarities(
         nulls = {"edge": _fitted_edges(np.asarray(images), shape[1:])} | nulls
     if redraws is not None:
         nulls["redraw"] = flatten(redraws)
-    blocks = []
     for name, metric in chosen.items():
         own = ready[name]
         fixed = {null: metric.prepare(other.reshape(-1, *own.shape[1:])) for null, other in nulls.items()}
         values = {null: compare_epochs(metric, own, other) for null, other in fixed.items()}
         values["other_image"] = compare_others(metric, own, own, others)
-        blocks += [_rows(name, null, epochs, samples, values[null]) for null in NULLS if null in values]
-    return pd.concat(blocks, ignore_index=True)
+        for null in NULLS:
+            if null in values:
+                yield Block(null, name, epochs, values[null])
 
 
 def calibrate(value: ArrayLike, null: ArrayLike) -> Floats:
@@ -201,14 +218,3 @@ def _fitted_edges(images: NDArray, shape: tuple[int, ...]) -> Floats:
         factors = (1, 1, shape[2] / edges.shape[2], shape[3] / edges.shape[3])
         edges = np.asarray(zoom(edges, factors, order=1, mode="nearest", grid_mode=True))
     return edges.reshape(len(edges), -1)
-
-
-def _rows(metric: str, null: str, epochs: NDArray, samples: NDArray, values: Floats) -> pd.DataFrame:
-    columns = {
-        "epoch": np.repeat(epochs, len(samples)).astype(np.int32),
-        "reference": category(null, values.size, NULLS),
-        "metric": category(metric, values.size, tuple(METRICS)),
-        "sample": np.tile(samples, len(epochs)).astype(np.int32),
-        "value": values.ravel(),
-    }
-    return pd.DataFrame(columns)

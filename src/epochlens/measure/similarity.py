@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+TINY, HUGE = 1e-200, 1e200
 CACHED = 2**15
 """values prepared at a time, so that the dozen arrays that ranking makes of them stay in the cache"""
 
@@ -141,7 +142,7 @@ def dot(a: Floats, b: Floats) -> Floats:
 
 
 def _inner(a: Floats, b: Floats) -> Floats:
-    return np.einsum("...d,...d->...", a, b)
+    return np.matmul(a[..., None, :], b[..., :, None])[..., 0, 0]  # twice as fast as einsum
 
 
 def _unit(x: NDArray) -> Floats:
@@ -212,10 +213,17 @@ def _total(a: NDArray) -> Floats:
 
 
 def _relative_distance(a: Floats, b: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
+        difference = a - b
+        apart, size = _inner(difference, difference), _inner(b, b)
+        in_range = (size > TINY) & (apart < HUGE)
+        if in_range.all():
+            return np.sqrt(apart / size)
+        # Squares left the range of floats, or b is zero or undefined: there once more on b's own scale.
         scale = np.abs(b).max(axis=-1, keepdims=True)
-        difference, reference = (a - b) / scale, b / scale
-        return np.sqrt(_inner(difference, difference)) / np.sqrt(_inner(reference, reference))
+        difference, reference = difference / scale, b / scale
+        scaled = np.sqrt(_inner(difference, difference)) / np.sqrt(_inner(reference, reference))
+        return np.where(in_range, np.sqrt(apart / size), scaled)
 
 
 METRICS: dict[str, Metric] = {

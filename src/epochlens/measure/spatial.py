@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from epochlens.measure.blocks import Block
 from epochlens.measure.similarity import Floats
 from epochlens.measure.stability import epoch_pairs
 from epochlens.measure.structure import REACH, blurring, centre, ssim_score
@@ -16,13 +16,13 @@ SIGMA = 1.5
 AXES = (-3, -2, -1)
 
 
-def similarities(maps: ArrayLike, epochs: ArrayLike, samples: ArrayLike) -> Iterator[pd.DataFrame]:
-    """Rows of ssim and centre_shift (pixels) to the previous and final epoch, as in stability.similarities.
+def blocks(maps: ArrayLike, epochs: ArrayLike) -> Iterator[Block]:
+    """ssim and centre_shift (pixels) to the previous and the final epoch, as in stability.similarities.
 
     maps [T, N, C, H, W]; yields nothing for maps without rows and columns. Where maps are smaller than the
     usual 11 x 11 window of ssim, its sigma shrinks until the window fits.
     """
-    maps, epochs, samples = np.asarray(maps), np.asarray(epochs), np.asarray(samples)
+    maps, epochs = np.asarray(maps), np.asarray(epochs)
     if maps.ndim != 5:
         return
     centres = np.stack([centre(one, channels=True) for one in maps])
@@ -32,8 +32,8 @@ def similarities(maps: ArrayLike, epochs: ArrayLike, samples: ArrayLike) -> Iter
         if len(now):
             shifts = np.linalg.norm(centres[now] - centres[then], axis=-1)
             scores = np.stack([ssim_of_pairs(maps[:, n], now, then) for n in range(maps.shape[1])], axis=1)
-            yield rows(epochs[now], samples, scores, reference, "ssim")
-            yield rows(epochs[now], samples, shifts, reference, "centre_shift")
+            yield Block(reference, "ssim", epochs[now], scores)
+            yield Block(reference, "centre_shift", epochs[now], shifts)
 
 
 def ssim_of_pairs(maps: NDArray, now: NDArray, then: NDArray) -> Floats:
@@ -58,15 +58,3 @@ def ssim_of_pairs(maps: NDArray, now: NDArray, then: NDArray) -> Floats:
 def fitting_sigma(side: int) -> float:
     """The standard deviation of ssim's window for maps of that many pixels a side, at most 1.5."""
     return max(0.1, min(SIGMA, ((side - 1) // 2) / REACH))
-
-
-def rows(epochs: NDArray, samples: NDArray, values: Floats, reference: str, metric: str) -> pd.DataFrame:
-    """Values [T, N] as rows: epoch, reference, metric, sample, value."""
-    columns = {
-        "epoch": np.repeat(epochs, len(samples)).astype(np.int32),
-        "reference": reference,
-        "metric": metric,
-        "sample": np.tile(samples, len(epochs)).astype(np.int32),
-        "value": np.asarray(values, np.float64).ravel(),
-    }
-    return pd.DataFrame(columns)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from epochlens.measure.blocks import Block, as_rows
 from epochlens.measure.similarity import METRICS, Floats, Metric, dot
 
 REFERENCES = ("previous", "final", "initial")
@@ -40,6 +41,19 @@ def similarities(
     `prepared` saves preparing the maps again. Raises ValueError for an unknown metric or shapes that do not
     fit.
     """
+    found = list(similarity_blocks(maps, epochs, samples, metrics, prepared=prepared))
+    return as_rows(found, np.asarray(samples), REFERENCES, tuple(METRICS))
+
+
+def similarity_blocks(
+    maps: ArrayLike,
+    epochs: ArrayLike,
+    samples: ArrayLike,
+    metrics: Sequence[str] = tuple(METRICS),
+    *,
+    prepared: Mapping[str, Floats] | None = None,
+) -> Iterator[Block]:
+    """What `similarities` gives, as arrays: a block per metric and reference. Raises ValueError likewise."""
     chosen = {name: find_metric(name) for name in metrics}
     ready = prepared if prepared is not None else prepare_all(maps, metrics)
     maps, epochs, samples = flatten(maps), np.asarray(epochs), np.asarray(samples)
@@ -47,19 +61,10 @@ def similarities(
         raise ValueError(f"maps {maps.shape} do not fit epochs {epochs.shape} and samples {samples.shape}")
     if len(epochs) == 0 or epochs[0] < 0 or (np.diff(epochs) <= 0).any():
         raise ValueError(f"epochs must be 0 or more and strictly increasing, not {epochs.tolist()}")
-    blocks = []
     for name, metric in chosen.items():
         for reference, (now, then) in epoch_pairs(epochs).items():
             values = compare_epochs(metric, ready[name][now], ready[name][then])
-            columns = {
-                "epoch": np.repeat(epochs[now], len(samples)).astype(np.int32),
-                "reference": category(reference, values.size, REFERENCES),
-                "metric": category(name, values.size, tuple(METRICS)),
-                "sample": np.tile(samples, len(values)).astype(np.int32),
-                "value": values.ravel(),
-            }
-            blocks.append(pd.DataFrame(columns))
-    return pd.concat(blocks, ignore_index=True)
+            yield Block(reference, name, epochs[now], values)
 
 
 def epoch_matrix(
@@ -73,8 +78,8 @@ def epoch_matrix(
     prepare, compare = find_metric(metric)
     ready = prepare(flatten(maps)) if prepared is None else prepared[metric]
     if compare is dot:
-        by_image = np.ascontiguousarray(ready.swapaxes(0, 1))
-        pairs = np.clip(by_image @ by_image.swapaxes(1, 2), -1.0, 1.0)
+        by_image = ready.swapaxes(0, 1)
+        pairs = np.clip(np.stack([image @ image.T for image in by_image]), -1.0, 1.0)
         return defined_mean(pairs, axis=0)
     return np.stack([defined_mean(compare(one, ready), axis=1) for one in ready])
 
@@ -151,12 +156,6 @@ def compare_epochs(metric: Metric, now: Floats, then: Floats) -> Floats:
         return np.empty(now.shape[:2])
     step = len(then) > 1
     return np.stack([metric.compare(one, then[t * step]) for t, one in enumerate(now)])
-
-
-def category(name: str, size: int, choices: Sequence[str]) -> pd.Categorical:
-    """A column of one repeated word out of choices."""
-    # Always all choices, so that tables of different references, metrics and runs concatenate as they are.
-    return pd.Categorical.from_codes(np.full(size, choices.index(name)), categories=pd.Index(choices))
 
 
 def defined_mean(values: Floats, axis: int) -> Floats:

@@ -128,13 +128,11 @@ def read_maps(
 
 
 def row_groups(file: pq.ParquetFile) -> dict[tuple[int, str], int]:
-    """Which row group holds the maps of each epoch and method."""
-    keys = file.read(columns=["epoch", "method"], use_threads=False)
-    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-    firsts = np.cumsum([0, *sizes[:-1]])
-    epochs = keys["epoch"].to_numpy()[firsts].tolist()
-    names = keys["method"].to_numpy()[firsts].tolist()
-    return {(epoch, name): group for group, (epoch, name) in enumerate(zip(epochs, names, strict=True))}
+    """Which row group holds the maps of each epoch and method, from the file's statistics alone."""
+    epoch, method = (file.schema_arrow.names.index(name) for name in ("epoch", "method"))
+    groups = (file.metadata.row_group(g) for g in range(file.num_row_groups))
+    keys = [(group.column(epoch).statistics.min, group.column(method).statistics.min) for group in groups]
+    return {key: group for group, key in enumerate(keys)}
 
 
 def join_epochs(parts: Sequence[Maps]) -> Maps:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +55,12 @@ def find_grid(folder: Path) -> list[dict[str, Any]]:
         places = [(path, record) for path, record in found if record]
     if not places:
         raise UsageError("sweep", str(folder), "holds neither sweep.json nor any run.json")
-    return [{**record, "folder": str(path), "status": store.run_status(path)[0]} for path, record in places]
+    with ThreadPoolExecutor(8) as pool:
+        statuses = pool.map(lambda place: store.run_status(place[0])[0], places)
+        return [
+            {**record, "folder": str(path), "status": status}
+            for (path, record), status in zip(places, statuses, strict=True)
+        ]
 
 
 def is_usable(run: Mapping[str, Any], planned: bool) -> bool:

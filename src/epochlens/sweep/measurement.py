@@ -5,45 +5,32 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from epochlens.attribute.methods import is_stochastic
-from epochlens.lazy import LazyModule
+from epochlens.measure import (
+    blocks,
+    conditioned,
+    nulls,
+    seeds,
+    settling,
+    similarity,
+    spatial,
+    stability,
+    structure,
+)
 from epochlens.record import store
 from epochlens.record.tables import REDRAW, Maps
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from epochlens.measure import (
-        conditioned,
-        nulls,
-        seeds,
-        settling,
-        similarity,
-        spatial,
-        stability,
-        structure,
-    )
-else:
-    pd, pa = LazyModule("pandas"), LazyModule("pyarrow")
-    conditioned, nulls = LazyModule("epochlens.measure.conditioned"), LazyModule("epochlens.measure.nulls")
-    seeds, settling = LazyModule("epochlens.measure.seeds"), LazyModule("epochlens.measure.settling")
-    similarity, spatial = LazyModule("epochlens.measure.similarity"), LazyModule("epochlens.measure.spatial")
-    stability, structure = (
-        LazyModule("epochlens.measure.stability"),
-        LazyModule("epochlens.measure.structure"),
-    )
 
 CONDITION = ["dataset", "model", "learning_rate"]
 RUN = [*CONDITION, "seed"]
 CURVE = [*RUN, "run_id", "method", "epoch", "reference", "metric"]
-ROW = ["epoch", "reference", "metric", "sample", "value"]
 CALIBRATED = ("cosine", "spearman_abs")
-EPOCHS_AT_ONCE = 8
+EPOCHS_AT_ONCE = 13
 SEED_METRICS = ("cosine", "spearman_abs", "topk_jaccard", "sign_agreement")
 SETTLING = (("cosine", "final"), ("calibrated_cosine", "final"), ("cosine", "previous"))
 """(metric, reference) whose settling epochs are measured image by image"""
@@ -71,8 +58,8 @@ def measure_run(run: Mapping[str, Any]) -> Measured:
     for m, method in enumerate(methods):
         about = {**keys, "method": method}
         again = redraws.get(method + REDRAW)
-        frame, made = measure_method(maps, m, images, labels, epochs, again, run.get("tau", 0.95))
-        rows.append(similarity_rows(frame, about))
+        found, made = measure_method(maps, m, images, labels, epochs, again, run.get("tau", 0.95))
+        rows.append(similarity_rows(found, maps.samples, about))
         frames.append({name: with_keys(table, about) for name, table in made.items()})
     joined = {name: pd.concat([f[name] for f in frames], ignore_index=True) for name in frames[0]}
     return Measured(pa.concat_tables(rows), joined)
@@ -86,90 +73,83 @@ def measure_method(
     epochs: pd.DataFrame,
     redraws: np.ndarray | None,
     tau: float,
-) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """Similarity rows of one method's maps, and its small tables. Maps are prepared once for all of them."""
+) -> tuple[list[blocks.Block], dict[str, pd.DataFrame]]:
+    """Similarities of one method's maps, and its small tables. Maps are prepared once for all of them."""
     of_method = maps.attributions[:, m]
     ready = stability.prepare_all(of_method)
     rng = np.random.default_rng(zlib.crc32(maps.samples.tobytes()))  # the same random maps for every run
-    names = tuple(similarity.METRICS)
-    parts = [
-        stability.similarities(of_method, maps.epochs, maps.samples, prepared=ready),
-        nulls.null_similarities(
+    names = [name for name in similarity.METRICS if name not in nulls.DISTANCES]
+    found = [
+        *stability.similarity_blocks(of_method, maps.epochs, maps.samples, prepared=ready),
+        *nulls.null_blocks(
             of_method, maps.epochs, maps.samples, images, labels, names, rng, redraws, prepared=ready
         ),
-        *spatial.similarities(of_method, maps.epochs, maps.samples),
-        *calibrated_rows(maps, m, labels, ready),
+        *spatial.blocks(of_method, maps.epochs),
+        *calibrated_blocks(maps, m, labels, ready),
     ]
-    frame = pd.concat([as_text(part) for part in parts], ignore_index=True)
     matrix = stability.epoch_matrix(of_method, "cosine", prepared=ready)
     trained = slice(int(np.searchsorted(maps.epochs, 1)), None)
     units = {"cosine": ready["cosine"][trained]}
     raw, normalised = stability.temporal_variance(of_method[trained], prepared=units)
-    return frame, {
-        "by_seed": stability.average_images(frame, ["epoch", "reference", "metric"]),
+    return found, {
+        "by_seed": blocks.averages(found),
         "variance": pd.DataFrame({"raw": [raw], "normalised": [normalised]}),
         "matrices": matrix_rows(matrix, maps.epochs),
-        "settling_images": settling_rows(frame, tau),
-        "conditioned": conditioned_rows(frame, maps, labels),
-        "drift": drift_rows(frame, epochs),
+        "settling_images": settling_rows(found, maps.samples, tau),
+        "conditioned": conditioned_rows(blocks.find(found, "cosine", "previous"), maps, labels),
+        "drift": drift_rows(blocks.find(found, "cosine", "previous"), epochs),
         "properties": property_rows(of_method, maps.epochs),
     }
 
 
-def as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows with reference and metric as plain texts, so that rows of any kind join."""
-    return frame.astype({"reference": str, "metric": str}).reindex(columns=ROW)
-
-
-def calibrated_rows(
+def calibrated_blocks(
     maps: Maps, m: int, labels: np.ndarray, ready: Mapping[str, np.ndarray]
-) -> Iterator[pd.DataFrame]:
+) -> Iterator[blocks.Block]:
     """Similarity on the scale from another image of the class (0) to identity (1)."""
     for metric in CALIBRATED:
         for reference in ("previous", "final"):
             epochs, values = nulls.calibrated(
                 maps.attributions[:, m], maps.epochs, labels, metric, reference, prepared=ready
             )
-            yield spatial.rows(epochs, maps.samples, values, reference, f"calibrated_{metric}")
+            yield blocks.Block(reference, f"calibrated_{metric}", epochs, values)
 
 
-def settling_rows(frame: pd.DataFrame, tau: float) -> pd.DataFrame:
-    """When each image's map settles: metric, sample, epoch, censored, reference."""
+def settling_rows(found: Sequence[blocks.Block], samples: np.ndarray, tau: float) -> pd.DataFrame:
+    """When each image's map settles: metric, reference, sample, epoch, censored."""
     parts = []
     for metric, reference in SETTLING:
-        chosen = frame.loc[(frame["metric"] == metric) & (frame["reference"] == reference)]
-        found = settling.settling_by_image(chosen, tau, reference=reference)
-        parts.append(found.assign(reference=reference))
+        block = blocks.find(found, metric, reference)
+        trained = slice(int(np.searchsorted(block.epochs, 1)), None)
+        rule = settling.settling_on_previous if reference == "previous" else settling.settling_epoch
+        if len(block.epochs[trained]):
+            epoch, censored = rule(block.values[trained].T, block.epochs[trained], tau)
+            columns = {"metric": metric, "reference": reference, "sample": samples}
+            parts.append(pd.DataFrame({**columns, "epoch": epoch, "censored": censored}))
     return pd.concat(parts, ignore_index=True)
 
 
-def conditioned_rows(frame: pd.DataFrame, maps: Maps, labels: np.ndarray) -> pd.DataFrame:
+def conditioned_rows(block: blocks.Block, maps: Maps, labels: np.ndarray) -> pd.DataFrame:
     """Cosine to the previous epoch by what the network predicted at the two epochs."""
-    chosen = frame.loc[(frame["metric"] == "cosine") & (frame["reference"] == "previous")]
     values = np.full((len(maps.epochs), len(maps.samples)), np.nan)
-    at = np.searchsorted(maps.epochs, chosen["epoch"].to_numpy())
-    place = {sample: n for n, sample in enumerate(maps.samples.tolist())}
-    values[at, [place[sample] for sample in chosen["sample"]]] = chosen["value"].to_numpy()
-    found = conditioned.conditioned(values, maps.predictions, labels, maps.epochs)
-    return found.astype({"condition": str}).assign(reference="previous", metric="cosine")
+    values[np.searchsorted(maps.epochs, block.epochs)] = block.values
+    rows = conditioned.conditioned(values, maps.predictions, labels, maps.epochs)
+    return rows.astype({"condition": str}).assign(reference=block.reference, metric=block.metric)
 
 
-def drift_rows(frame: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+def drift_rows(block: blocks.Block, epochs: pd.DataFrame) -> pd.DataFrame:
     """Similarity lost between epochs per unit of change of the weights and of the outputs."""
-    chosen = frame.loc[(frame["metric"] == "cosine") & (frame["reference"] == "previous")]
-    mean = chosen.groupby("epoch")["value"].mean()
-    changes = epochs.set_index("epoch").reindex(columns=["weight_change", "output_change"]).loc[mean.index]
-    weight, output = (changes[name].to_numpy(float) for name in changes.columns)
-    values = mean.to_numpy(float)
+    mean = stability.defined_mean(block.values, axis=1)
+    changes = epochs.set_index("epoch").reindex(columns=["weight_change", "output_change"])
+    weight, output = (changes[name].reindex(block.epochs).to_numpy(float) for name in changes.columns)
     return pd.DataFrame(
         {
-            "epoch": mean.index.to_numpy(np.int32),
-            "metric": "cosine",
-            "similarity": values,
+            "epoch": block.epochs,
+            "metric": block.metric,
+            "similarity": mean,
             "weight_change": weight,
             "output_change": output,
-            "per_weight_change": nulls.drift_per_step(values, weight),
-            "per_output_change": nulls.drift_per_step(values, output),
+            "per_weight_change": nulls.drift_per_step(mean, weight),
+            "per_output_change": nulls.drift_per_step(mean, output),
         }
     )
 
@@ -203,20 +183,18 @@ def with_keys(frame: pd.DataFrame, keys: Mapping[str, Any]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(dict(keys), index=frame.index), frame], axis=1)
 
 
-def similarity_rows(frame: pd.DataFrame, about: Mapping[str, Any]) -> pa.Table:
-    """Similarity rows with the run's columns in front, texts as dictionaries."""
-    n = len(frame)
+def similarity_rows(found: Sequence[blocks.Block], samples: np.ndarray, about: Mapping[str, Any]) -> pa.Table:
+    """A row per image with the run's columns in front, texts as dictionaries."""
+    columns: dict[str, Any] = dict(blocks.columns(found, samples))
+    n = len(columns["value"])
+    for name in ("reference", "metric"):
+        columns[name] = pa.array(columns[name]).dictionary_encode()
     zeros = pa.array(np.zeros(n, np.int32))
-    columns: dict[str, Any] = {}
     for name, value in about.items():
         if isinstance(value, str):
             columns[name] = pa.DictionaryArray.from_arrays(zeros, pa.array([value]))
         else:
-            columns[name] = pa.array(np.full(n, value, np.int32 if name == "seed" else np.float64))
-    for name, kind in (("epoch", np.int32), ("sample", np.int32), ("value", np.float64)):
-        columns[name] = pa.array(frame[name].to_numpy(kind))
-    for name in ("reference", "metric"):
-        columns[name] = pa.array(frame[name].astype(str)).dictionary_encode()
+            columns[name] = np.full(n, value, np.int32 if name == "seed" else np.float64)
     return pa.table({name: columns[name] for name in [*CURVE, "sample", "value"]})
 
 
@@ -235,11 +213,9 @@ def measure_seeds(runs: Sequence[Mapping[str, Any]]) -> Measured:
         values, pairs = seed_similarities(folders, method, epochs)
         for s, run in enumerate(runs):
             about = {key: run[key] for key in RUN} | {"run_id": run["run_id"], "method": method}
-            parts = [spatial.rows(epochs, samples, v[:, s], "seeds", name) for name, v in values.items()]
-            frame = pd.concat(parts, ignore_index=True)
-            rows.append(similarity_rows(frame, about))
-            averages = stability.average_images(frame, ["epoch", "reference", "metric"])
-            by_seed.append(with_keys(averages, about))
+            found = [blocks.Block("seeds", name, epochs, v[:, s]) for name, v in values.items()]
+            rows.append(similarity_rows(found, samples, about))
+            by_seed.append(with_keys(blocks.averages(found), about))
         condition = {key: runs[0][key] for key in CONDITION} | {"method": method}
         agreed.append(with_keys(agreement_rows(pairs, epochs, len(runs)), condition))
     frames = {

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 
-from epochlens.lazy import LazyModule
+from epochlens.measure import settling, statistics, survival
 from epochlens.record import store, tables
 from epochlens.sweep.measurement import CONDITION, RUN, Measured, with_keys
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from epochlens.measure import settling, statistics, survival
-else:
-    pd = LazyModule("pandas")
-    settling = LazyModule("epochlens.measure.settling")
-    statistics = LazyModule("epochlens.measure.statistics")
-    survival = LazyModule("epochlens.measure.survival")
 
 CSV_TABLES = (
     "runs",
