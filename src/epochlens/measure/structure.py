@@ -141,7 +141,14 @@ def _image_pair(a: ArrayLike, b: ArrayLike, channels: bool) -> tuple[Floats, Flo
 def blurring(shape: Sequence[int], sigma: float) -> Callable[[Floats], Floats] | None:
     """A function that applies the Gaussian window to (..., H, W) where it fits whole; None if nowhere."""
     rows, columns = (gaussian_bands(size, sigma) for size in shape)
-    return (lambda x: rows @ (x @ columns.T)) if len(rows) and len(columns) else None
+    if not (len(rows) and len(columns)):
+        return None
+
+    def blur(x: Floats) -> Floats:
+        along = x.reshape(-1, x.shape[-1]) @ columns.T  # one large product is faster than many small ones
+        return rows @ along.reshape(*x.shape[:-1], -1)
+
+    return blur
 
 
 def gaussian_bands(size: int, sigma: float) -> Floats:
