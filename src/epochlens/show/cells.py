@@ -43,12 +43,16 @@ def say_left_out(figure: Figure, left_out: int) -> None:
         style.notice(figure, f"{left_out} further panels are left out here; the tables have all")
 
 
-def over_seeds(frame: pd.DataFrame | None, column: str = "value") -> np.ndarray:
-    """Epoch, mean over seeds and the ends of its t interval, [4, epochs]."""
+def over_seeds(frame: pd.DataFrame | None, column: str = "value", least: int = 2) -> np.ndarray:
+    """Epoch, mean over seeds and the ends of its t interval, [4, epochs]; no ends for fewer than `least`."""
     table = curves.wide(frame, column)
     if table.empty:
         return np.empty((4, 0))
-    return np.stack([np.asarray(table.index, dtype=float), *t_interval(table.to_numpy(dtype=float), 1)])
+    values = table.to_numpy(dtype=float)
+    mean, low, high = t_interval(values, 1)
+    enough = np.isfinite(values).sum(axis=1) >= least
+    ends = (np.where(enough, end, np.nan) for end in (low, high))
+    return np.stack([np.asarray(table.index, dtype=float), mean, *ends])
 
 
 def over_seeds_log(frame: pd.DataFrame | None, column: str = "value") -> np.ndarray:

@@ -16,6 +16,8 @@ CONDITIONS: dict[str, tuple[str, Look]] = {
     "kept": ("same prediction at both epochs", Look("#7c7c00", ":", "h")),
     "flipped": ("prediction flipped in between", Look("#b2182b", "-", "P")),
 }
+ENOUGH_SEEDS = 4
+"""an interval of fewer seeds, as of a condition that few images meet, would only hide the other curves"""
 DRIFT = {
     "per_weight_change": "lost per relative\nweight change",
     "per_output_change": "lost per output\nchange",
@@ -46,7 +48,7 @@ def conditioned(tables: Tables) -> Figure:
         parts = groups(by_panel[key].astype({"condition": str}), ["condition"])
         for name, look in {"all": method, **{c: look for c, (_, look) in CONDITIONS.items()}}.items():
             if (name,) in parts:
-                drawn.append(cells.over_seeds(parts[name,]))
+                drawn.append(cells.over_seeds(parts[name,], least=ENOUGH_SEEDS))
                 cells.line(ax, drawn[-1], look, f"mean:{name}")
                 if name != "all":
                     cells.line(small, cells.over_seeds(parts[name,], "coverage"), look, f"coverage:{name}")

@@ -187,7 +187,8 @@ FIGURES: dict[str, Drawing] = {
         "Cosine similarity to the previous epoch of images that were right at every trained epoch, that kept "
         "their prediction (right or wrong) between the two epochs, that changed it, and of all. "
         + BAND
-        + "Below: coverage, the share of images that meet the condition. Only the images that are always "
+        + "No band rests on fewer than four seeds. Below: coverage, the share of images that meet the "
+        "condition. Only the images that are always "
         "right are the same at every epoch; where the coverage of flipped ones is small, their curve rests "
         "on few images. If the curves of kept and flipped predictions agree, maps move for other reasons.",
     ),
