@@ -58,9 +58,8 @@ def test_references_cover_what_similarity_means_nothing(analysed):
         "redraw": range(6),
         "seeds": range(6),
     }
-    assert {name: sorted(epochs) for name, epochs in found.items()} == {
-        n: list(e) for n, e in expected.items()
-    }
+    expected = {name: list(epochs) for name, epochs in covered.items()}
+    assert {name: sorted(epochs) for name, epochs in found.items()} == expected
     redrawn = tables["stability"].loc[tables["stability"]["reference"] == "redraw", "method"]
     assert set(redrawn) == {SMOOTH}
 
