@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -84,7 +85,7 @@ def grid(arguments: Sequence[str]) -> int:
     flags = {name: given.pop(name, False) for name in ("fresh", "dry_run", "no_analysis", "json")}
     sweep = config.resolve(preset, given)
     facts = config.check(sweep)
-    again = " ".join(["python -m sweeps.grid", *(a for a in arguments if a != "--fresh")])
+    again = shlex.join(["python", "-m", "sweeps.grid", *(a for a in arguments if a != "--fresh")])
     document, code = grid_run.run(sweep, facts, again=again, **flags)
     if flags["json"]:
         print(json.dumps(document, indent=2, default=str))

@@ -59,7 +59,10 @@ class Interrupted(BaseException):
 def stoppable() -> Iterator[None]:
     """Turns the first SIGINT or SIGTERM into Interrupted; a second one ends the process at once."""
 
+    asked = []
+
     def stop(number: int, frame: object) -> None:
+        asked.append(number)
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         signal.signal(signal.SIGTERM, lambda *_: os._exit(130))
         raise Interrupted
@@ -67,6 +70,10 @@ def stoppable() -> Iterator[None]:
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except BaseException as error:
+        if asked:  # what is raised inside Ray's compiled code comes out as some other error
+            raise Interrupted from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+SHOWN_AT_MOST = 16
 PLAIN_SECONDS = 10.0
 """time between lines when the output is not a terminal"""
 
@@ -90,9 +91,10 @@ class Progress:
     def render(self) -> Group:
         """The line, a bar of epochs, and a row per running trial."""
         total = max(1, self.epochs_left)
-        bar = ProgressBar(total=total, completed=min(self.epochs_seen, total), width=60)
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=total, completed=min(self.epochs_seen, total), width=60))
         rows = Table.grid(padding=(0, 2))
-        for run_id, result in list(self.running.items())[-16:]:
+        for run_id, result in list(self.running.items())[-SHOWN_AT_MOST:]:
             rows.add_row(run_id, f"epoch {result['epoch']}", f"accuracy {result['accuracy']:.3f}")
         return Group(Text(self.line()), bar, rows)
 
