@@ -28,6 +28,7 @@ def test_run_id_names_the_run_and_depends_on_every_field():
         "data": "other",
         "classes": (1, 2),
         "model": "deep",
+        "model_code": "other",
         "learning_rate": 0.2,
         "seed": 1,
         "epochs": 3,

@@ -129,8 +129,10 @@ def find_folder(name: str, results: str) -> Path:
     """The folder of a sweep by its name, or any folder by its path. Raises UsageError, listing sweeps."""
     named = Path(results) / name
     for folder in (named, Path(name)):
-        if (folder / "sweep.json").exists() or (folder / "runs").is_dir() or (folder / "run.json").exists():
-            return folder.absolute()
+        if any(
+            next(folder.glob(p), None) for p in ("sweep.json", "run.json", "*/run.json", "runs/*/run.json")
+        ):
+            return folder.resolve()
     sweeps = sorted(p.parent.name for p in Path(results).glob("*/sweep.json"))
     raise unknown("sweep", name, sweeps or [f"none yet in {results}"], ", or a folder of recorded runs")
 

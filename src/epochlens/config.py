@@ -75,6 +75,8 @@ class Run:
     """fingerprint of the dataset's contents"""
     classes: tuple[int, ...]
     model: str
+    model_code: str
+    """hash of the source file of an imported model"""
     learning_rate: float
     seed: int
     epochs: int
@@ -230,6 +232,8 @@ def check(sweep: Sweep) -> dict[str, Facts]:
             raise UsageError("probe_samples", sweep.probe_samples, problem)
         for model in sweep.models:
             check_model(model, fact.shape, len(fact.classes))
+    if sweep.optimizer == "adam" and sweep.momentum:
+        raise UsageError("momentum", sweep.momentum, "is of sgd; adam has none: add --optimizer sgd")
     for name in ("results_dir", "plots_dir"):
         check_writable(name, Path(getattr(sweep, name)) / sweep.name)
     return facts

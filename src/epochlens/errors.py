@@ -21,5 +21,5 @@ def unknown(field: str, value: object, choices: Iterable[str], also: str = "") -
     """A UsageError that lists the choices and names the nearest one."""
     names = list(choices)
     near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return UsageError(field, value, f"is unknown{hint} Choices: {', '.join(names)}{also}")

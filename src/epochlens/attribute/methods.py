@@ -114,7 +114,7 @@ def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown(f"methods: option of {name}", option, defaults or ["none"])
         try:
             checked[option] = _as_type_of(defaults[option], value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             kind = type(defaults[option]).__name__
             raise UsageError(f"methods: {name}:{option}", value, f"is not of type {kind}") from None
         if option in CHOICES and checked[option] not in CHOICES[option]:

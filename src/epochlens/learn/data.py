@@ -123,10 +123,12 @@ def describe(spec: str, classes: Sequence[int] | str | None) -> Facts:
         shape, counts = entry.shape, dict(enumerate(entry.test_counts))
         default = entry.classes
     else:
-        shape, labels = _peek(spec)
-        values, numbers = np.unique(labels, return_counts=True)
-        counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+        shape, trained, labels = _peek(spec)
+        counts = {int(label): int((labels == label).sum()) for label in np.unique([*trained, *labels])}
+        unseen = [label for label in counts if label not in trained or label not in labels]
         default = None
+        if (unseen and classes in (None, "all")) or (unseen and set(unseen) & set(classes or ())):
+            raise UsageError("classes", unseen, f"of {spec} lack images in one of the splits")
     if classes is None:
         classes = default or "all"
     kept = tuple(counts) if isinstance(classes, str) else tuple(classes)
@@ -164,9 +166,26 @@ def fingerprint(spec: str) -> str:
 
 def as_splits(x_train, y_train, x_test, y_test) -> Splits:
     """Splits from images HW, HWC or CHW, uint8 or float in [0,1], and labels, arrays or tensors."""
-    return Splits(
-        as_images(x_train), np.asarray(y_train, np.int64), as_images(x_test), np.asarray(y_test, np.int64)
-    )
+    splits = Splits(as_images(x_train), as_labels(y_train), as_images(x_test), as_labels(y_test))
+    check_layout(*(array.shape for array in splits))
+    return splits
+
+
+def check_layout(x_train, y_train, x_test, y_test) -> None:
+    """Raises ValueError unless images [N,C,H,W] and labels [N] of those shapes fit, and both splits agree."""
+    if x_train[1:] != x_test[1:]:
+        raise ValueError(f"training images {x_train[1:]} and test images {x_test[1:]} differ in shape")
+    for name, images, labels in (("training", x_train, y_train), ("test", x_test, y_test)):
+        if labels != images[:1]:
+            raise ValueError(f"{images[0]} {name} images need labels [{images[0]}], not {list(labels)}")
+
+
+def as_labels(labels) -> Array:
+    """Labels [N] int64. Raises ValueError when they are not whole numbers."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub" and not np.array_equal(labels, np.round(np.asarray(labels, float))):
+        raise ValueError("labels are not whole numbers")
+    return labels.astype(np.int64)
 
 
 def as_images(pixels) -> Array:
@@ -211,29 +230,32 @@ def _load_spec(spec: str) -> Splits:
         raise UsageError("datasets", spec, f"cannot be read: {error}") from error
 
 
-def _peek(spec: str) -> tuple[tuple[int, int, int], Array]:
-    """Image shape and test labels, from an archive's headers where that is enough."""
+def _peek(spec: str) -> tuple[tuple[int, int, int], Array, Array]:
+    """Image shape, training labels and test labels, from an archive's headers where that is enough."""
     kind, colon, rest = spec.partition(":")
     if not colon:
         raise unknown("datasets", spec, DATASETS, ALSO)
     if kind != "npz":
         splits = _load_spec(spec)
-        return splits.x_test.shape[1:], splits.y_test
+        return splits.x_test.shape[1:], splits.y_train, splits.y_test
     try:
         with zipfile.ZipFile(rest) as archive:
             missing = {f"{key}.npy" for key in NPZ_KEYS} - set(archive.namelist())
             if missing:
                 raise UsageError("datasets", spec, f"lacks {', '.join(sorted(missing))}")
-            with archive.open("x_test.npy") as file:
-                shape = _npy_shape(file)
+            shapes = {}
+            for key in ("x_train", "x_test"):
+                with archive.open(f"{key}.npy") as file:
+                    number, *pixels = _npy_shape(file)
+                shapes[key] = (number, *as_images(np.zeros((1, *pixels), np.uint8)).shape[1:])
         with np.load(rest, allow_pickle=False) as file:
-            labels = file["y_test"]
-        one = as_images(np.zeros((1, *shape[1:]), np.uint8))
+            train, test = as_labels(file["y_train"]), as_labels(file["y_test"])
+        check_layout(shapes["x_train"], train.shape, shapes["x_test"], test.shape)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError("datasets", spec, f"cannot be read: {error}") from error
-    return one.shape[1:], labels
+    return shapes["x_test"][1:], train, test
 
 
 def _npy_shape(file) -> tuple[int, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from epochlens.errors import UsageError, unknown
@@ -81,7 +84,7 @@ def import_object(field: str, spec: str) -> Callable[..., Any]:
     module_name, _, name = spec.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(field, spec, f"cannot be imported: {error}") from error
     if not callable(found):
         raise UsageError(field, spec, "is not callable")
@@ -113,8 +116,16 @@ def check_model(spec: str, shape: tuple[int, int, int], num_classes: int) -> Non
     try:
         model = factory(shape[0], num_classes).eval()
         with torch.no_grad():
-            logits = model(torch.zeros(2, *shape))
+            found = tuple(model(torch.zeros(2, *shape)).shape)
     except Exception as error:
         raise UsageError("models", spec, f"does not take images of shape {shape}: {error}") from error
-    if tuple(logits.shape) != (2, num_classes):
-        raise UsageError("models", spec, f"gives {tuple(logits.shape)} for 2 images, not (2, {num_classes})")
+    if found != (2, num_classes):
+        raise UsageError("models", spec, f"gives {found} for 2 images, not (2, {num_classes})")
+
+
+def model_code(spec: str) -> str:
+    """A hash of the source file of an imported model, "" for the built-in and torchvision's."""
+    if spec in MODELS or spec.startswith("torchvision:"):
+        return ""
+    source = inspect.getsourcefile(inspect.unwrap(import_object("models", spec)))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""

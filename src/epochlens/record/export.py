@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +29,24 @@ def export(grid: Sequence[Mapping[str, Any]], target: Path, form: str) -> list[P
     target.mkdir(parents=True, exist_ok=True)
     done = [run for run in grid if store.run_status(Path(run["folder"]))[0] == "done"]
     write = write_pt if form == "pt" else write_npz
-    return [path for run in done for path in write(run, target)]
+    paths: list[Path] = []
+    for run in done:
+        paths += write(run, target, paths)
+    return paths
 
 
-def write_npz(run: Mapping[str, Any], target: Path) -> list[Path]:
+def write_npz(run: Mapping[str, Any], target: Path, taken: Collection[Path]) -> list[Path]:
     """All maps of a run in one npz, under the field names of Maps."""
     path = target / f"{run['run_id']}.npz"
     store.write_whole(path, tables.npz_bytes(**store.load(run["folder"])._asdict()))
     return [path]
 
 
-def write_pt(run: Mapping[str, Any], target: Path) -> list[Path]:
-    """One torch file per method, named {dataset}_{model}_lr{lr}_seed{seed}_{method}.pt."""
+def write_pt(run: Mapping[str, Any], target: Path, taken: Collection[Path]) -> list[Path]:
+    """One torch file per method, named {dataset}_{model}_lr{lr}_seed{seed}_{method}.pt.
+
+    Where that name is `taken`, the run_id is added.
+    """
     maps = store.load(run["folder"])
     accuracy = store.read_epochs(Path(run["folder"])).set_index("epoch")["accuracy"]
     trained = np.flatnonzero(maps.epochs >= 1)
@@ -62,6 +68,7 @@ def write_pt(run: Mapping[str, Any], target: Path) -> list[Path]:
         torch.save(document, buffer)
         model = str(run["model"]).replace(":", "-")
         stem = f"{run['dataset']}_{model}_lr{run['learning_rate']:g}_seed{run['seed']}_{short}"
-        paths.append(target / f"{stem}.pt")
+        path = target / f"{stem}.pt"
+        paths.append(target / f"{stem}_{run['run_id']}.pt" if path in taken else path)
         store.write_whole(paths[-1], buffer.getvalue())
     return paths

@@ -203,7 +203,7 @@ def finish_run(
     entries = committed(folder)
     if not entries or list(entries) != list(range(len(entries))):
         raise StoreError(f"{folder}: epochs {sorted(entries)} are not all there: the run is not complete")
-    beside = folder / ".attributions.parquet.tmp"
+    beside = folder / f".attributions.parquet.{os.getpid()}.tmp"
     tables.gather(beside, [epoch_file(folder, epoch) for epoch in entries])
     publish(beside, folder / "attributions.parquet")
     write_whole(folder / "epochs.parquet", tables.frame_bytes(metrics_frame(entries)))
@@ -212,7 +212,7 @@ def finish_run(
         loaded = tables.read_maps(folder / "attributions.parquet")
         write_whole(folder / "attributions.npz", tables.npz_bytes(**loaded._asdict()))
         names.append("attributions.npz")
-    checksums = {name: file_checksum(folder / name) for name in names}
+    checksums = {name: file_checksum(folder / name) for name in names if (folder / name).exists()}
     write_json(folder / "run.json", {**record, "status": "done", "files": checksums})
     remove_working_files(folder)
 
@@ -256,7 +256,7 @@ def run_status(folder: Path) -> tuple[str, int]:
     if record.get("status") != "done":
         return ("failed" if record.get("status") == "failed" else "partial"), len(read_ledger(folder))
     files = record.get("files") or {}
-    whole = files and all(file_checksum(folder / Path(name).name) == c for name, c in files.items())
+    whole = files and all(c and file_checksum(folder / Path(name).name) == c for name, c in files.items())
     return ("done" if whole else "corrupt"), 0
 
 
@@ -270,8 +270,14 @@ def set_aside(folder: Path) -> Path:
 
 def read_epochs(folder: Path):
     """The epochs' metrics of a run, finished or not, as a DataFrame."""
-    path = folder / "epochs.parquet"
-    return pd.read_parquet(path) if path.exists() else metrics_frame(committed(folder))
+    if is_done(folder):
+        return pd.read_parquet(folder / "epochs.parquet")
+    return metrics_frame(committed(folder))
+
+
+def is_done(folder: Path) -> bool:
+    """Whether run.json says that the run is finished, so that its gathered files are the ones to read."""
+    return (read_json(folder / "run.json") or {}).get("status") == "done"
 
 
 def load(
@@ -284,8 +290,9 @@ def load(
     """
     folder = Path(path)
     finished = folder / "attributions.parquet"
-    wanted = [e for e in committed(folder) if epochs is None or e in epochs] if not finished.exists() else []
-    files = [finished] if finished.exists() else [epoch_file(folder, e) for e in wanted]
+    done = is_done(folder)
+    wanted = [e for e in committed(folder) if epochs is None or e in epochs] if not done else []
+    files = [finished] if done else [epoch_file(folder, e) for e in wanted]
     if not files:
         raise StoreError(f"{folder} holds no recorded maps")
     parts = [tables.read_maps(file, methods, epochs) for file in files]

@@ -30,11 +30,18 @@ def summarise(tables: Tables) -> pd.DataFrame:
                 "seeds": len(group),
                 "final accuracy": interval(final_accuracy(epochs[key[:3]])),
                 "cosine to previous": interval(seed_means(similarity.get(key))),
-                "maps settle": f"epoch {group['epoch'].median():g}" + (f" ({late} did not)" if late else ""),
+                "maps settle": settled_when(group, late),
                 "accuracy settles": f"epoch {group['accuracy_epoch'].median():g}",
             }
         )
     return pd.DataFrame(rows)
+
+
+def settled_when(group: pd.DataFrame, late: int) -> str:
+    """The median settling epoch of the seeds, and how many had not settled; "not yet" if none had."""
+    if late == len(group):
+        return "not yet"
+    return f"epoch {group['epoch'].median():g}" + (f" ({late} did not)" if late else "")
 
 
 def final_accuracy(epochs: pd.DataFrame) -> np.ndarray:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,7 +96,7 @@ def ray_cluster(sweep: Sweep, num_cpus: int | None = None) -> Iterator[Any]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     started_here = not ray.is_initialized()
     if started_here:
-        context = ray.init(
+        context = start_ray(
             address=address,
             num_cpus=num_cpus,
             include_dashboard=sweep.dashboard if address == "local" else None,
@@ -110,6 +111,20 @@ def ray_cluster(sweep: Sweep, num_cpus: int | None = None) -> Iterator[Any]:
     finally:
         if started_here:
             ray.shutdown()
+
+
+def start_ray(**settings: Any) -> Any:
+    """`ray.init` that leaves this process's signal handlers alone. Raises UsageError for a dead address."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return ray.init(**settings)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError("address", settings["address"], f"cannot be reached: {reason}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def train_missing(

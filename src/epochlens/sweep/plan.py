@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from epochlens.config import Run, Sweep
 from epochlens.learn.data import Facts, fingerprint
+from epochlens.learn.models import model_code
 from epochlens.record import store
 
 
@@ -27,12 +28,14 @@ class Task(NamedTuple):
 def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> list[Run]:
     """The runs of the grid, dataset by dataset, then model, learning rate and seed in the order given."""
     data = {spec: fingerprint(spec) for spec in sweep.datasets}
+    code = {model: model_code(model) for model in sweep.models}
     return [
         Run(
             dataset=facts[spec].label,
             data=data[spec],
             classes=facts[spec].classes,
             model=model,
+            model_code=code[model],
             learning_rate=rate,
             seed=seed,
             epochs=sweep.epochs,

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -106,5 +107,5 @@ def grid_table(rows: Sequence[Sequence[object]], header: Sequence[str], title: s
         numeric = all(isinstance(row[column], int | float) or str(row[column])[:1].isdigit() for row in rows)
         table.add_column(name, justify="right" if numeric and rows else "left")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(escape(str(cell)) for cell in row))
     return table
