@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -24,6 +26,15 @@ class Raising(nn.Module):
         if self.steps > 20:
             raise RuntimeError("planted failure")
         return self.linear(x.flatten(1))
+
+
+class Dying(Raising):
+    """Takes its whole process with it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.steps > 15:
+            os._exit(3)
+        return super().forward(x)
 
 
 class Diverging(nn.Module):

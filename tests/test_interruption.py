@@ -17,7 +17,7 @@ from epochlens.record import store
 
 pytestmark = pytest.mark.ray
 GRID = ["--models", "small", "deep", "--lrs", "0.01", "--seeds", "0", "--probe-samples", "6", "--name", "s"]
-EPOCHS = 60
+EPOCHS = 90
 
 
 def command(root: Path) -> list[str]:
@@ -26,9 +26,14 @@ def command(root: Path) -> list[str]:
 
 
 def start(root: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    """The command in a process group of its own, as a shell starts it."""
     return subprocess.Popen(
-        command(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        command(root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
     )
 
 
@@ -58,22 +63,34 @@ def test_killed_and_interrupted_sweeps_end_in_the_same_bits(tmp_path, cluster):
     first.send_signal(signal.SIGKILL)
     first.wait()
     settled = wait_until_still(root)
-
-    second = start(root)
-    wait_for_epochs(root, second, sum(settled.values()) + 12)
-    second.send_signal(signal.SIGINT)
-    said, _ = second.communicate(timeout=60)
-    assert second.returncode == 130, said
-    assert "To go on: python -m sweeps.grid" in said
-    for run in (root / "results" / "s" / "runs").glob("*"):
-        record = json.loads((run / "run.json").read_text())
-        if run.name in settled and record.get("resumed_from_epoch") is not None:
-            assert settled[run.name] - 1 - record["resumed_from_epoch"] <= 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        settled = interrupt(root, settled, number)
 
     third = start(root)
     said, _ = third.communicate(timeout=240)
     assert third.returncode == 0, said
     assert bits(root / "results" / "s") == bits(calm / "results" / "s")
+
+
+def interrupt(root: Path, settled: dict[str, int], number: int) -> dict[str, int]:
+    """Goes on from the settled epochs, then signals the whole group, as a terminal does."""
+    before = {run_id: record_of(root, run_id) for run_id in settled}
+    process = start(root)
+    wait_for_epochs(root, process, sum(settled.values()) + 12)
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "To go on: python -m sweeps.grid" in said
+    begun = [run_id for run_id in settled if record_of(root, run_id)["pid"] != before[run_id]["pid"]]
+    assert begun
+    for run_id in begun:  # at most the epoch that was being committed is repeated
+        resumed = record_of(root, run_id)["resumed_from_epoch"]
+        assert settled[run_id] - 2 <= resumed <= settled[run_id] - 1
+    return wait_until_still(root)
+
+
+def record_of(root: Path, run_id: str) -> dict:
+    return json.loads((root / "results" / "s" / "runs" / run_id / "run.json").read_text())
 
 
 def wait_until_still(root: Path) -> dict[str, int]:

@@ -86,7 +86,13 @@ def test_importing_the_package_costs_nothing():
 
 
 def test_public_names_are_there():
-    for name in epochlens.__all__:
-        assert getattr(epochlens, name) is not None
+    assert all(getattr(epochlens, name) is not None for name in epochlens.__all__)
+    code = (
+        "import epochlens, epochlens.attribute.methods, torch\n"
+        "model, x = torch.nn.Linear(3, 2), torch.ones(4, 3)\n"
+        "maps = epochlens.attribute(model, x, torch.zeros(4, dtype=torch.long), 'saliency')\n"
+        "assert torch.equal(maps, model.weight[:1].detach().expand(4, 3))"
+    )
+    assert "torch" in loaded_after(code)
     with pytest.raises(AttributeError, match="attribute"):
         epochlens.nothing  # noqa: B018

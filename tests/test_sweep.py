@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +227,52 @@ def test_failing_runs_fail_alone_and_are_named(tmp_path, capsys):
     assert "INCOMPLETE GRID: 2 of 6 runs" in (tmp_path / "plots" / "f" / "report.html").read_text()
     for name in ("stability_summary", "variance", "stabilisation", "comparisons", "epochs", "runs"):
         table = pd.read_csv(tmp_path / "results" / "f" / "tables" / f"{name}.csv")
-        assert set(table["grid_runs"]) <= {"2/6"}
+        assert set(table["grid_runs"]) == {"2/6"}
     statuses = pd.read_csv(tmp_path / "results" / "f" / "tables" / "runs.csv")["status"]
     assert statuses.value_counts().to_dict() == {"failed": 4, "done": 2}
+
+
+def test_a_run_whose_process_dies_is_named_and_the_others_finish(tmp_path, capsys):
+    code, document = sweep(
+        tmp_path, "--models", "planted:Dying", "planted:linear", "--seeds", "0", "--name", "d",
+        "--max-failures", "1", "--no-analysis", *SMALL,
+    )  # fmt: skip
+    assert code == 1
+    statuses = {run["run_id"].split("-lr")[0]: run for run in document["runs"]}
+    assert statuses["digits-planted-linear"]["status"] == "done"
+    assert statuses["digits-planted-Dying"]["status"] == "failed"
+    assert "process died" in statuses["digits-planted-Dying"]["error"]
+    assert "process died" in capsys.readouterr().err
+
+
+def test_a_second_process_on_the_same_sweep_is_refused(copy, capsys):
+    with store.only_process(copy / "results" / "s"):
+        places = ["--results-dir", str(copy / "results"), "--plots-dir", str(copy / "plots")]
+        holder = subprocess.run(
+            [sys.executable, "-m", "sweeps.grid", "--seeds", "0", "1", "--name", "s", *SMALL, *places],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    assert holder.returncode == 2
+    assert f"is being worked on by process {os.getpid()}" in holder.stderr
+
+
+def test_another_grid_under_the_same_name_says_what_its_tables_lack(copy, capsys):
+    code, document = sweep(copy, "--seeds", "1", "--name", "s", *SMALL)
+    assert code == 0
+    assert (document["runs_total"], document["runs_done_before"]) == (2, 2)
+    assert "2 runs of other settings stay" in capsys.readouterr().err
+    assert len(list((copy / "results" / "s" / "runs").iterdir())) == 4
+
+
+def test_settings_that_the_cluster_cannot_meet_change_nothing(copy, capsys):
+    before = (copy / "results" / "s" / "sweep.json").read_bytes()
+    places = ["--results-dir", str(copy / "results"), "--plots-dir", str(copy / "plots")]
+    for wish in (["--cpus-per-trial", "99"], ["--device", "cuda"], ["--gpus-per-trial", "1"]):
+        assert grid(["--seeds", "0", "7", "--name", "s", *SMALL, *places, *wish]) == 2
+        assert "but the Ray cluster has" in capsys.readouterr().err
+    assert (copy / "results" / "s" / "sweep.json").read_bytes() == before
 
 
 def test_a_sweep_without_a_finished_run_says_so(tmp_path, capsys):

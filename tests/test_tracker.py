@@ -120,6 +120,33 @@ def test_an_exception_in_the_model_leaves_it_as_it_was(features, tmp_path):
     assert store.committed(tmp_path) == {}
 
 
+def test_a_finished_store_and_one_of_other_methods_are_kept_aside(features, tmp_path):
+    x, y = features
+    for method in ("saliency", "saliency", "input_x_gradient"):
+        with epochlens.Tracker(network(), x[:4], y[:4], [method], tmp_path / "run") as tracker:
+            tracker.record(0)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["run", "run.old-1", "run.old-2"]
+    assert all(store.run_status(tmp_path / name)[0] == "done" for name in kept)
+
+
+def test_epochs_of_another_training_are_not_mixed_in(features, tmp_path):
+    x, y = features
+    first = epochlens.Tracker(network(0), x[:40], y[:40], ["saliency"], tmp_path)
+    first.record(0)
+    second = epochlens.Tracker(network(1), x[:40], y[:40], ["saliency"], tmp_path)
+    with pytest.raises(store.StoreError, match="another training"):
+        second.record(0)
+
+
+def test_drift_goes_on_after_a_resumption(features, tmp_path):
+    x, y = features
+    model = network()
+    epochlens.Tracker(model, x[:4], y[:4], ["saliency"], tmp_path).record(0)
+    again = epochlens.Tracker(model, x[:4], y[:4], ["saliency"], tmp_path)
+    assert again.record(1)["cosine_to_previous/saliency"] == pytest.approx(1.0)
+
+
 def test_predicted_targets_follow_the_network(features, tmp_path):
     x, y = features
     model = network()

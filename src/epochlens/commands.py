@@ -27,6 +27,8 @@ else:
     grid_run = LazyModule("epochlens.sweep.grid_run")
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+RECORDED = ("sweep.json", "run.json", "*/run.json", "runs/*/run.json")
+"""what a folder of recorded runs holds"""
 
 
 def usage_errors_named(command: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str] | None], int]:
@@ -129,9 +131,7 @@ def find_folder(name: str, results: str) -> Path:
     """The folder of a sweep by its name, or any folder by its path. Raises UsageError, listing sweeps."""
     named = Path(results) / name
     for folder in (named, Path(name)):
-        if any(
-            next(folder.glob(p), None) for p in ("sweep.json", "run.json", "*/run.json", "runs/*/run.json")
-        ):
+        if any(next(folder.glob(pattern), None) for pattern in RECORDED):
             return folder.resolve()
     sweeps = sorted(p.parent.name for p in Path(results).glob("*/sweep.json"))
     raise unknown("sweep", name, sweeps or [f"none yet in {results}"], ", or a folder of recorded runs")

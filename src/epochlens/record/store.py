@@ -13,18 +13,21 @@ Two attempts at the same epoch write the same bytes, so it does not matter whose
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.record import tables
 
@@ -99,6 +102,17 @@ def file_checksum(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+def keep_other_run(folder: Path, identity: Mapping[str, Any], images, labels, indices) -> None:
+    """Sets aside what the folder holds unless it is an unfinished run of the same identity and images."""
+    record = read_json(folder / "run.json")
+    if record is None:
+        return
+    probe = checksum(tables.npz_bytes(images=images, labels=labels, indices=indices))
+    same = all(record.get(key) == value for key, value in identity.items())
+    if record.get("status") == "done" or not same or file_checksum(folder / "probe.npz") != probe:
+        set_aside(folder)
 
 
 def begin_run(folder: Path, record: Mapping[str, Any], images, labels, indices) -> None:
@@ -237,6 +251,8 @@ def remove_working_files(folder: Path) -> None:
 
 def fail_run(folder: Path, record: Mapping[str, Any], error: str, log: str) -> Path:
     """Says in run.json that the run failed and why; returns the place of the log. Committed epochs stay."""
+    if is_done(folder):
+        raise StoreError(f"{folder} is finished: another process must have finished it meanwhile")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "error.log"
     write_whole(path, log.encode())
@@ -258,6 +274,26 @@ def run_status(folder: Path) -> tuple[str, int]:
     files = record.get("files") or {}
     whole = files and all(c and file_checksum(folder / Path(name).name) == c for name, c in files.items())
     return ("done" if whole else "corrupt"), 0
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the lock goes with it, however it ends.
+
+    Raises UsageError, naming the other process, while another one holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            problem = f"is being worked on by {file.read().strip() or 'another process'}: wait, or stop it"
+            raise UsageError("sweep", str(folder), problem) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
 
 
 def set_aside(folder: Path) -> Path:

@@ -28,11 +28,12 @@ class Tracker:
     """Explains `images` [N,C,H,W] (or [N,...]) with every method at each `record` and commits the maps.
 
     `labels` [N] are the classes explained (with target="predicted": the network's own choice at that epoch).
-    `store` is the run's folder; epochs that it already holds are not explained again, so a loop that goes
-    on from a checkpoint makes its Tracker after loading it. `samples` [N] number the images in tables. The
-    model is left exactly as it was, and no global random stream is touched. `about` describes the run in
-    tables: dataset, model, learning_rate, and whatever else run.json shall say. As a context manager it
-    finishes the run at the end of a block that did not raise.
+    `store` is the run's folder. Epochs of an unfinished run that it already holds are not explained again, so
+    a loop that goes on from a checkpoint makes its Tracker after loading it; a finished run, or one of other
+    images, methods, target or seed, is kept aside as FOLDER.old-1. `samples` [N] number the images in
+    tables. The model is left exactly as it was, and no global random stream is touched. `about` describes
+    the run in tables: dataset, model, learning_rate, and whatever else run.json shall say. As a context
+    manager it finishes the run at the end of a block that did not raise.
     """
 
     def __init__(
@@ -58,11 +59,14 @@ class Tracker:
 
     def _begin(self) -> None:
         arrays = self.images.cpu().numpy(), self.labels.cpu().numpy()
+        identity = {"methods": self.methods, "target": self.target, "seed": self.seed}
+        self.about |= identity
+        store.keep_other_run(self.folder, identity, *arrays, self.samples)
         store.begin_run(self.folder, self.about, *arrays, self.samples)
         self.entries = store.committed(self.folder)
         self.weights = flat_weights(self.model) if self.entries else None
         self.outputs = self._probabilities() if self.entries else None
-        self.maps: Maps | None = None
+        self.maps = store.load(self.folder, epochs=[max(self.entries)]) if self.entries else None
 
     def __enter__(self) -> Tracker:
         return self
@@ -81,6 +85,7 @@ class Tracker:
         started = time.perf_counter()
         changes = self._changes()
         if epoch in self.entries:
+            self._check_same_network(epoch)
             store.commit_entry(self.folder, self.entries[epoch], state)
             return self.entries[epoch].metrics
         maps = self.explain(epoch)
@@ -89,6 +94,14 @@ class Tracker:
         drift = drifts(self.methods, self.maps, maps)
         self.maps = maps
         return metrics | drift
+
+    def _check_same_network(self, epoch: int) -> None:
+        """Raises StoreError if the epoch was recorded of a network that predicts otherwise."""
+        held = store.load(self.folder, epochs=[epoch])
+        if self.outputs is None or not np.array_equal(held.predictions[0], self.outputs.argmax(1).cpu()):
+            raise store.StoreError(
+                f"{self.folder} holds epoch {epoch} of another training: choose another store, or remove it"
+            )
 
     def explain(self, epoch: int) -> Maps:
         """The maps of all methods now, as they would be recorded for `epoch`.

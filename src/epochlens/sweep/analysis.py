@@ -47,12 +47,12 @@ def find_grid(folder: Path) -> list[dict[str, Any]]:
     there are none.
     """
     sweep = store.read_json(folder / "sweep.json")
-    if sweep and isinstance(sweep.get("runs"), list):
+    if sweep and is_grid(sweep.get("runs")):
         places = [(folder / "runs" / Path(str(run["run_id"])).name, run) for run in sweep["runs"]]
     else:
         paths = dict.fromkeys([folder, *sorted((folder / "runs").glob("*")), *sorted(folder.glob("*"))])
         found = [(path, store.read_json(path / "run.json")) for path in paths if path.is_dir()]
-        places = [(path, record) for path, record in found if record]
+        places = named_apart([(path, record) for path, record in found if record])
     if not places:
         raise UsageError("sweep", str(folder), "holds neither sweep.json nor any run.json")
     with ThreadPoolExecutor(8) as pool:
@@ -61,6 +61,21 @@ def find_grid(folder: Path) -> list[dict[str, Any]]:
             {**record, "folder": str(path), "status": status}
             for (path, record), status in zip(places, statuses, strict=True)
         ]
+
+
+def is_grid(runs: Any) -> bool:
+    """Whether a sweep.json's runs are what this program writes."""
+    needed = {"run_id", "methods", *CONDITION, "seed"}
+    return isinstance(runs, list) and all(isinstance(run, dict) and needed <= set(run) for run in runs)
+
+
+def named_apart(places: Sequence[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:
+    """Runs recorded outside a sweep, under distinct datasets where they would be the same in tables."""
+    keys = [json.dumps([record.get(key) for key in (*CONDITION, "seed")]) for _, record in places]
+    return [
+        (path, record if keys.count(key) == 1 else {**record, "dataset": path.name})
+        for (path, record), key in zip(places, keys, strict=True)
+    ]
 
 
 def is_usable(run: Mapping[str, Any], planned: bool) -> bool:
@@ -98,7 +113,8 @@ def analyze(folder: Path, plots: Path, tau: float = TAU, progress: Progress = la
     write_tables(target, made, f"{len(usable)}/{len(grid)}")
     summary = summaries.summarise(made)
     drawing.draw_all(folder.name, plots, made, usable, notices, summary, read_settings(folder), progress)
-    store.write_json(target / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
+    for place in (target, plots):
+        store.write_json(place / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
     return Analysis(made, notices, summary)
 
 
@@ -157,6 +173,8 @@ def incomplete_notices(grid: Sequence[Mapping[str, Any]], usable: Sequence[Mappi
         notices.append(f"INCOMPLETE GRID: {told}")
     if unfinished:
         notices.append(f"NOT FINISHED, analysed as far as recorded: {', '.join(unfinished[:5])}.")
+    if len({run["seed"] for run in usable}) > 1 and not comparable_seeds(usable):
+        notices.append("No two seeds explain the same images: the agreement between seeds is not known.")
     return notices
 
 
@@ -176,7 +194,6 @@ def fingerprint(grid: Sequence[Mapping[str, Any]], tau: float, plots: Path) -> s
 
 def is_current(folder: Path, plots: Path, tau: float = TAU) -> bool:
     """Whether tables, figures and report on disk already describe what the store holds."""
-    before = store.read_json(folder / "tables" / "analysis.json")
-    if not before or not (plots / "report.html").exists():
-        return False
-    return before.get("inputs") == fingerprint(find_grid(folder), tau, plots)
+    now = fingerprint(find_grid(folder), tau, plots) if (plots / "report.html").exists() else ""
+    before = [store.read_json(place / "analysis.json") or {} for place in (folder / "tables", plots)]
+    return all(document.get("inputs") == now for document in before)

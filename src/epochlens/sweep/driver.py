@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.learn import data
 from epochlens.learn.data import Facts
-from epochlens.sweep.plan import Task
+from epochlens.record import store
+from epochlens.sweep.plan import Task, run_folder
 from epochlens.sweep.progress import Progress
 from epochlens.sweep.trial import Shared, trial
 
@@ -128,16 +129,36 @@ def start_ray(**settings: Any) -> Any:
 
 
 def train_missing(
-    sweep: Sweep, folder: Path, tasks: Sequence[Task], facts: Mapping[str, Facts], console: Console
+    sweep: Sweep,
+    folder: Path,
+    tasks: Sequence[Task],
+    facts: Mapping[str, Facts],
+    console: Console,
+    record: Callable[[], None],
 ) -> None:
-    """Trains every task that is not done, showing progress. Raises Interrupted when asked to stop."""
+    """Trains every task that is not done, showing progress. Raises Interrupted when asked to stop.
+
+    `record` is called once nothing in the settings can be wrong any more, before the first trial.
+    """
     missing = [task for task in tasks if task.status != "done"]
     shared = share(sweep, folder, missing, facts)
     epochs_left = sum(task.run.epochs + 1 - task.epochs_done for task in missing)
     with Progress(console, len(tasks) - len(missing), len(tasks), epochs_left) as progress:
         tuner = make_tuner(sweep, shared, folder, progress)
+        record()
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        tuner.fit()
+        results = tuner.fit()
+    for result in results:
+        if result.error is not None and result.config:
+            tell_death(run_folder(folder, result.config["run"]), result.error)
+
+
+def tell_death(folder: Path, error: Exception) -> None:
+    """Says in the run's folder that its process died, again and again: it left no word itself."""
+    record = store.read_json(folder / "run.json") or {"run_id": folder.name}
+    if record.get("status") not in ("done", "failed"):
+        lines = str(error).strip().splitlines() or [repr(error)]
+        store.fail_run(folder, record, f"its process died: {lines[-1]}", str(error))
 
 
 def share(sweep: Sweep, folder: Path, missing: Sequence[Task], facts: Mapping[str, Facts]) -> Shared:
@@ -234,6 +255,9 @@ def make_callback(progress: Progress) -> Any:
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
             self.progress.report(result)
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.progress.report({"run": trial.config["run"], "status": "failed"})
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             self.progress.complete(trial.config["run"])

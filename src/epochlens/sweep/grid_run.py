@@ -46,19 +46,19 @@ def run(
     console = make_console(json)
     folder = plan.sweep_folder(sweep)
     plots = (Path(sweep.plots_dir) / sweep.name).absolute()
-    if fresh and not dry_run:
-        set_aside(console, folder, plots)
     runs = plan.expand(sweep, facts)
+    if fresh and not dry_run:
+        with store.only_process(folder):
+            set_aside(console, folder, plots)
     tasks = plan.look_up(folder, runs)
     tell_plan(console, sweep, tasks)
     if dry_run:
         return estimate.tell(console, sweep, facts, tasks, folder, plots), DONE
-    for place in plan.set_stale_aside(folder, tasks):
-        console.print(f"[yellow]damaged[/yellow] {escape(place.name)}: kept there, the run is done anew")
-    plan.record_sweep(folder, sweep, runs, about_here())
     result, interrupted = None, False
     try:
-        with driver.stoppable():
+        with driver.stoppable(), store.only_process(folder):
+            for place in plan.set_stale_aside(folder, tasks):
+                console.print(f"[yellow]damaged[/yellow] {escape(place.name)}: kept, the run is done anew")
             result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis)
     except driver.Interrupted:
         interrupted = True
@@ -92,14 +92,21 @@ def train_and_analyze(
 ) -> analysis.Analysis | None:
     """Trains what is missing, then measures and draws unless that is current. Starts Ray only if needed."""
     missing = any(task.status != "done" for task in tasks)
-    if not missing and (no_analysis or analysis.is_current(folder, plots)):
-        return None
+
+    def record() -> None:
+        tell_other_runs(console, folder, tasks)
+        plan.record_sweep(folder, sweep, [task.run for task in tasks], about_here())
+
+    if not missing:
+        record()
+        if no_analysis or analysis.is_current(folder, plots):
+            return None
     with driver.ray_cluster(sweep) as context:
         url = getattr(context, "dashboard_url", None)
         if missing and sweep.dashboard and url:
             console.print(f"Ray dashboard: http://{url}")
         if missing:
-            driver.train_missing(sweep, folder, tasks, facts, console)
+            driver.train_missing(sweep, folder, tasks, facts, console, record)
         if no_analysis or not any(t.status == "done" for t in plan.look_up(folder, [t.run for t in tasks])):
             return None
         return measure(console, folder, plots, analysis.TAU)
@@ -160,6 +167,16 @@ def tell_plan(console: Console, sweep: Sweep, tasks: Sequence[Task]) -> None:
     )
     if counts["done"] == len(tasks):
         console.print("nothing to train: every run is done and its files are whole")
+
+
+def tell_other_runs(console: Console, folder: Path, tasks: Sequence[Task]) -> None:
+    """Says which runs of earlier settings lie in the folder and will not be in the tables."""
+    grid = {task.run.run_id for task in tasks}
+    names = [path.parent.name for path in folder.glob("runs/*/run.json")]
+    others = [name for name in names if name not in grid and ".old-" not in name]
+    if others:
+        place = escape(str(folder / "runs"))
+        console.print(f"{len(others)} runs of other settings stay in {place}, outside this grid's tables")
 
 
 def about_here() -> dict[str, Any]:

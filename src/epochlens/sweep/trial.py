@@ -98,6 +98,8 @@ def make_gauges() -> dict[str, Any]:
 
 def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields a report after each committed epoch of the run, and gathers its files after the last."""
+    if store.run_status(folder)[0] == "done":
+        return  # an attempt before this one finished it, and died before it could say so
     set_foreign_work_aside(folder, record)
     splits = training.as_tensors(ray.get(shared.datasets[run.dataset]), shared.device)
     trajectory = start(run, splits, shared.device)
