@@ -88,7 +88,8 @@ def grid(arguments: Sequence[str]) -> int:
     sweep = config.resolve(preset, given)
     facts = config.check(sweep)
     again = shlex.join(["python", "-m", "sweeps.grid", *(a for a in arguments if a != "--fresh")])
-    document, code = grid_run.run(sweep, facts, again=again, **flags)
+    with only_the_document_on_stdout(flags["json"]):
+        document, code = grid_run.run(sweep, facts, again=again, **flags)
     if flags["json"]:
         print(json.dumps(document, indent=2, default=str))
     return code
@@ -113,10 +114,16 @@ def analyze(arguments: Sequence[str]) -> int:
     config.check_writable("results_dir", folder)
     analysis.find_grid(folder)
     sweep = config.Sweep(address=given.address, dashboard=False)
-    document, code = grid_run.analyze_only(folder, plots, sweep, threshold(given.tau), given.json)
+    with only_the_document_on_stdout(given.json):
+        document, code = grid_run.analyze_only(folder, plots, sweep, threshold(given.tau), given.json)
     if given.json:
         print(json.dumps(document, indent=2, default=str))
     return code
+
+
+def only_the_document_on_stdout(json: bool) -> contextlib.AbstractContextManager[Any]:
+    """Sends to stderr what anyone prints meanwhile (Ray does), if stdout is to carry a JSON document."""
+    return contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
 
 
 def threshold(text: str) -> float:
