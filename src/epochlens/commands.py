@@ -112,7 +112,7 @@ def analyze(arguments: Sequence[str]) -> int:
     plots = Path(given.plots_dir).absolute() / folder.name
     config.check_writable("plots_dir", plots)
     config.check_writable("results_dir", folder)
-    analysis.find_grid(folder)
+    analysis.find_places(folder)
     sweep = config.Sweep(address=given.address, dashboard=False)
     with only_the_document_on_stdout(given.json):
         document, code = grid_run.analyze_only(folder, plots, sweep, threshold(given.tau), given.json)

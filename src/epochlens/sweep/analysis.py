@@ -41,10 +41,23 @@ class Analysis(NamedTuple):
 
 
 def find_grid(folder: Path) -> list[dict[str, Any]]:
-    """The runs that belong together, as records: those of sweep.json, else every run.json below the folder.
+    """The runs that belong together, as records with their `folder` and, as `status`, what the store holds.
 
-    Each record has the run's `folder` and, as `status`, what the store holds of it. Raises UsageError when
-    there are none.
+    Raises UsageError when there are none.
+    """
+    places = find_places(folder)
+    with ThreadPoolExecutor(8) as pool:
+        statuses = pool.map(lambda place: store.run_status(place[0])[0], places)
+        return [
+            {**record, "folder": str(path), "status": status}
+            for (path, record), status in zip(places, statuses, strict=True)
+        ]
+
+
+def find_places(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and record of the runs that belong together: those of sweep.json, else every run.json below.
+
+    Raises UsageError when there are none.
     """
     sweep = store.read_json(folder / "sweep.json")
     if sweep and is_grid(sweep.get("runs")):
@@ -55,12 +68,7 @@ def find_grid(folder: Path) -> list[dict[str, Any]]:
         places = named_apart([(path, record) for path, record in found if record])
     if not places:
         raise UsageError("sweep", str(folder), "holds neither sweep.json nor any run.json")
-    with ThreadPoolExecutor(8) as pool:
-        statuses = pool.map(lambda place: store.run_status(place[0])[0], places)
-        return [
-            {**record, "folder": str(path), "status": status}
-            for (path, record), status in zip(places, statuses, strict=True)
-        ]
+    return places
 
 
 def is_grid(runs: Any) -> bool:
@@ -85,14 +93,19 @@ def is_usable(run: Mapping[str, Any], planned: bool) -> bool:
     return len(store.committed(Path(run["folder"]))) > 1
 
 
-def in_order(function: Any, items: Sequence[Any]) -> Iterator[Any]:
-    """Results of a Ray task for each item, in their order, a few more in flight than there are CPUs."""
+def in_order(function: Callable[..., Measured], items: Sequence[Any]) -> Iterator[Any]:
+    """What a function measures of each item, in their order, a few more in flight than there are CPUs.
+
+    Rows and frames travel apart: arrays read from Ray's store keep all of their object in memory, and rows
+    are to go as soon as they are written.
+    """
+    task: Any = ray.remote(max_retries=3, num_returns=2)(function)
     limit = 2 * int(ray.cluster_resources().get("CPU", 1)) + 2
     upcoming = iter(items)
-    flying = [function.remote(item) for item in itertools.islice(upcoming, limit)]
+    flying = [task.remote(item) for item in itertools.islice(upcoming, limit)]
     while flying:
-        yield ray.get(flying.pop(0))
-        flying += [function.remote(item) for item in itertools.islice(upcoming, 1)]
+        yield Measured(*ray.get(flying.pop(0)))
+        flying += [task.remote(item) for item in itertools.islice(upcoming, 1)]
 
 
 def analyze(folder: Path, plots: Path, tau: float = TAU, progress: Progress = lambda *a: None) -> Analysis:
@@ -133,11 +146,12 @@ def write_stability(
     writer = None
     try:
         for step, (function, items) in steps.items():
-            for n, result in enumerate(in_order(ray.remote(max_retries=3)(function), items)):
+            for n, result in enumerate(in_order(function, items)):
                 writer = writer or pq.ParquetWriter(beside, result.rows.schema, compression="zstd")
                 writer.write_table(result.rows)
                 progress(step, n + 1, len(items))
-                yield result._replace(rows=None)
+                result = result._replace(rows=None)
+                yield result
         if writer is not None:
             writer.close()
             store.publish(beside, path)
