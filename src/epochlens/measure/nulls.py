@@ -153,6 +153,7 @@ def calibrated(
     reference: str = "final",
     *,
     prepared: Mapping[str, Floats] | None = None,
+    own: Floats | None = None,
 ) -> tuple[NDArray, Floats]:
     """Similarity to a reference epoch, 0 for another image's map and 1 at identity: (epochs [T'], [T', N]).
 
@@ -161,7 +162,8 @@ def calibrated(
     i's map at e with its own at r, n_i with that of other_image(i) at r, and n their mean over the images
     where both are defined. The value is (s_i - n) / (1 - n): one null per pair of epochs, so its mean over
     those images is the ratio of means. NaN where s_i or n_i is undefined or n >= 1. Raises ValueError for an
-    unknown metric or reference, a distance (relative_l2), or shapes that do not fit.
+    unknown metric or reference, a distance (relative_l2), or shapes that do not fit. `prepared` and `own`
+    (the s_i, [T', N]) save working out what is known already.
     """
     chosen = find_metric(metric)
     if metric in DISTANCES:
@@ -176,7 +178,7 @@ def calibrated(
         raise ValueError(f"no reference {reference!r} among epochs {epochs.tolist()}: {', '.join(pairs)}")
     now, then = pairs[reference]
     ready = chosen.prepare(maps) if prepared is None else prepared[metric]
-    own = compare_epochs(chosen, ready[now], ready[then])
+    own = compare_epochs(chosen, ready[now], ready[then]) if own is None else own
     null = compare_others(chosen, ready[now], ready[then], others)
     defined = ~(np.isnan(own) | np.isnan(null))
     mean = defined_mean(np.where(defined, null, np.nan), axis=1)[:, None]

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from epochlens.measure.similarity import METRICS, Floats
 
+PROPERTIES = ("mass", "entropy", "gini")
 REACH = 3.5  # standard deviations at which the Gaussian window ends
 
 
@@ -110,10 +111,7 @@ def entropy(maps: ArrayLike) -> Floats:
 
     NaN where a map is zero or not finite, or D is 1. Shannon 1948.
     """
-    shares = _shares(maps)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        logs = np.where(shares > 0, np.log(np.where(shares > 0, shares, 1.0)), 0.0)
-        return -(shares * logs).sum(axis=-1) / np.log(shares.shape[-1])
+    return _entropy(_shares(_magnitudes(maps)))
 
 
 def gini(maps: ArrayLike) -> Floats:
@@ -121,7 +119,24 @@ def gini(maps: ArrayLike) -> Floats:
 
     NaN where a map is zero or not finite. Hurley and Rickard 2009.
     """
-    ordered = np.sort(_shares(maps), axis=-1)
+    return _gini(_shares(_magnitudes(maps)))
+
+
+def properties(maps: ArrayLike) -> dict[str, Floats]:
+    """mass, entropy and gini of maps (..., D), whose magnitudes and shares are worked out once for all."""
+    sizes = _magnitudes(maps)
+    shares = _shares(sizes)
+    return {"mass": sizes.sum(axis=-1), "entropy": _entropy(shares), "gini": _gini(shares)}
+
+
+def _entropy(shares: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.where(shares > 0, np.log(np.where(shares > 0, shares, 1.0)), 0.0)
+        return -(shares * logs).sum(axis=-1) / np.log(shares.shape[-1])
+
+
+def _gini(shares: Floats) -> Floats:
+    ordered = np.sort(shares, axis=-1)
     features = ordered.shape[-1]
     return ordered @ (2 * np.arange(1, features + 1) - features - 1) / features
 
@@ -165,7 +180,7 @@ def centre(maps: ArrayLike, channels: bool) -> Floats:
     """Row and column of the centre of absolute mass, (..., H, W) -> (..., 2); NaN for a zero map."""
     maps = np.asarray(maps)
     height, width = maps.shape[-2:]
-    shares = _shares(maps.reshape(*maps.shape[: -2 - channels], -1))
+    shares = _shares(_magnitudes(maps.reshape(*maps.shape[: -2 - channels], -1)))
     shares = shares.reshape(*shares.shape[:-1], -1, height, width).sum(axis=-3)
     return np.stack(
         [shares.sum(axis=-1) @ np.arange(height), shares.sum(axis=-2) @ np.arange(width)], axis=-1
@@ -202,9 +217,8 @@ def _magnitudes(maps: ArrayLike) -> Floats:
     return np.where(np.isfinite(maps).all(axis=-1, keepdims=True), maps, np.nan)
 
 
-def _shares(maps: ArrayLike) -> NDArray[np.float64]:
-    """|a| / sum |a|, (..., D) -> (..., D); NaN for zero and non-finite maps."""
-    sizes = _magnitudes(maps)
+def _shares(sizes: Floats) -> Floats:
+    """Magnitudes over their sum, (..., D) -> (..., D); NaN for zero and non-finite maps."""
     with np.errstate(invalid="ignore", divide="ignore"):
         # Dividing by the largest value first keeps the sum of very large and very small maps in range.
         sizes = sizes / sizes.max(axis=-1, keepdims=True)

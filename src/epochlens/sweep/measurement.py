@@ -79,13 +79,14 @@ def measure_method(
     ready = stability.prepare_all(of_method)
     rng = np.random.default_rng(zlib.crc32(maps.samples.tobytes()))  # the same random maps for every run
     names = [name for name in similarity.METRICS if name not in nulls.DISTANCES]
+    own = list(stability.similarity_blocks(of_method, maps.epochs, maps.samples, prepared=ready))
     found = [
-        *stability.similarity_blocks(of_method, maps.epochs, maps.samples, prepared=ready),
+        *own,
         *nulls.null_blocks(
             of_method, maps.epochs, maps.samples, images, labels, names, rng, redraws, prepared=ready
         ),
         *spatial.blocks(of_method, maps.epochs),
-        *calibrated_blocks(maps, m, labels, ready),
+        *calibrated_blocks(maps, m, labels, ready, own),
     ]
     matrix = stability.epoch_matrix(of_method, "cosine", prepared=ready)
     trained = slice(int(np.searchsorted(maps.epochs, 1)), None)
@@ -103,13 +104,18 @@ def measure_method(
 
 
 def calibrated_blocks(
-    maps: Maps, m: int, labels: np.ndarray, ready: Mapping[str, np.ndarray]
+    maps: Maps,
+    m: int,
+    labels: np.ndarray,
+    ready: Mapping[str, np.ndarray],
+    own: Sequence[blocks.Block],
 ) -> Iterator[blocks.Block]:
     """Similarity on the scale from another image of the class (0) to identity (1)."""
     for metric in CALIBRATED:
         for reference in ("previous", "final"):
+            known = blocks.find(own, metric, reference).values
             epochs, values = nulls.calibrated(
-                maps.attributions[:, m], maps.epochs, labels, metric, reference, prepared=ready
+                maps.attributions[:, m], maps.epochs, labels, metric, reference, prepared=ready, own=known
             )
             yield blocks.Block(reference, f"calibrated_{metric}", epochs, values)
 
@@ -157,10 +163,10 @@ def drift_rows(block: blocks.Block, epochs: pd.DataFrame) -> pd.DataFrame:
 def property_rows(maps: np.ndarray, epochs: np.ndarray) -> pd.DataFrame:
     """Mean over images of each map's mass, entropy and Gini index, by epoch."""
     flat = stability.flatten(maps)
-    found = {"mass": structure.mass, "entropy": structure.entropy, "gini": structure.gini}
+    found = [structure.properties(images) for images in flat]
     parts = []
-    for name, of in found.items():
-        values = np.stack([of(images) for images in flat])
+    for name in structure.PROPERTIES:
+        values = np.stack([of_epoch[name] for of_epoch in found])
         means = stability.defined_mean(values, axis=1)
         parts.append(pd.DataFrame({"epoch": epochs, "property": name, "value": means}))
     return pd.concat(parts, ignore_index=True)
