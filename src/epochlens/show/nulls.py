@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -63,10 +65,10 @@ def panel(ax: Axes, frame: pd.DataFrame, look: Look) -> None:
             cells.line(ax, curves.mean_and_ends(by_reference[name,]), own, f"own:{name}")
 
 
-def dashes(found: object) -> dict[str, style.Dash]:
+def dashes(found: Container[str]) -> dict[str, style.Dash]:
     """The dashes of the curves to the previous and the final epoch, where there are such."""
     kinds: dict[str, style.Dash] = {"previous": "--", "final": "-"}
-    return {name: dash for name, dash in kinds.items() if name in found}  # type: ignore[operator]
+    return {name: dash for name, dash in kinds.items() if name in found}
 
 
 def with_agreement(tables: Tables) -> pd.DataFrame:
