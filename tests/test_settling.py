@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epochlens.measure.settling import (
-    settling_by_image,
     settling_epoch,
     settling_on_previous,
     stabilisation,
 )
-from epochlens.measure.stability import similarities
 
 EPOCHS = np.array([1, 2, 3, 5, 8, 9])
 LOW, HIGH, GAP = 0.5, 0.97, np.nan
@@ -113,37 +111,6 @@ def test_settling_on_previous_by_its_definition(drawn, patience):
     for row, found, late in zip(values, epoch, censored, strict=True):
         stays = [start for start in range(6) if 6 - start >= patience and (row[start:] >= 0.95).all()]
         assert (found, late) == ((EPOCHS[stays[0]], False) if stays else (9, True))
-
-
-def test_each_image_settles_by_the_rule_of_its_reference():
-    rng = np.random.default_rng(0)
-    steps = np.array([0, 0.1, 0.4, 0.8, 0.97, 0.99, 1.0, 1.0])[:, None, None]
-    start, end = rng.normal(size=(2, 5, 30))
-    maps = start * (1 - steps) + end * steps + 0.1 * rng.normal(size=(8, 5, 30)) * (1 - steps)
-    epochs, samples = np.arange(8), np.array([30, 4, 7, 21, 9])
-    rows: Any = similarities(maps, epochs, samples, ["spearman", "cosine"])
-    rules = {"final": settling_epoch, "previous": settling_on_previous}
-    for reference, rule in rules.items():
-        table: Any = settling_by_image(rows.sample(frac=1, random_state=0), reference=reference)
-        assert table.columns.tolist() == ["metric", "sample", "epoch", "censored"] and len(table) == 10
-        for row in table.itertuples():
-            mine = rows[(rows["metric"] == row.metric) & (rows["sample"] == row.sample)]
-            mine = mine[(mine["reference"] == reference) & (mine["epoch"] >= 1)]
-            assert (row.epoch, row.censored) == rule(mine["value"], mine["epoch"])
-        wide = rows[(rows["reference"] == reference) & (rows["metric"] == "cosine") & (rows["epoch"] >= 1)]
-        wide = wide.pivot(index="epoch", columns="sample", values="value")
-        epoch, _ = rule(wide.to_numpy().T, wide.index)
-        np.testing.assert_array_equal(table.loc[table["metric"] == "cosine", "epoch"], epoch)
-    # A closing streak of two is enough for the final epoch and too short for the previous one.
-    short = {"sample": 7, "metric": "cosine", "epoch": np.arange(1, 5), "value": [LOW, LOW, HIGH, HIGH]}
-    for reference, expected in (("final", (3, False)), ("previous", (4, True)), ("initial", (3, False))):
-        one: Any = settling_by_image(pd.DataFrame(short | {"reference": reference}), reference=reference)
-        assert (one["epoch"].item(), one["censored"].item()) == expected
-    patient: Any = settling_by_image(rows, patience=8)
-    usual: Any = settling_by_image(rows)
-    assert patient["censored"].all() and not usual["censored"].all()
-    with pytest.raises(ValueError, match="more than one run"):
-        settling_by_image(pd.concat([rows, rows]))
 
 
 def tables() -> tuple[Any, Any]:

@@ -68,6 +68,19 @@ def test_ranks_equal_scipys_with_ties(x):
     np.testing.assert_array_equal(ranks(x), rankdata(x, axis=-1))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_ranks_equal_scipys_in_every_precision(dtype: type) -> None:
+    rng = np.random.default_rng(5)
+    scale = np.array([1e-44, 1e-3, 1.0, 1e4])[:, None]  # the first is subnormal in float32
+    with np.errstate(over="ignore"):
+        x = (rng.standard_normal((30, 4, 57)).round(1) * scale).astype(dtype)
+    x[:, :, :20] *= np.array([0, -1], dtype).repeat(10)  # many ties, -0 among them
+    x = np.where(np.isfinite(x), x, 0)
+    np.testing.assert_array_equal(ranks(x), rankdata(x, axis=-1))
+    x[3, 1, 5], x[4, 2, 6] = np.nan, -np.inf
+    assert np.argwhere(np.isnan(ranks(x)).any(-1)).tolist() == [[3, 1], [4, 2]]
+
+
 def test_ranks_keep_any_shape_and_order():
     x = curved_maps(np.float32, (2, 3, 5, 40))
     np.testing.assert_array_equal(ranks(x), rankdata(x, axis=-1))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from epochlens.measure.similarity import METRICS
 from epochlens.measure.stability import (
     REFERENCES,
-    average_images,
     epoch_matrix,
     similarities,
     temporal_variance,
@@ -169,36 +167,3 @@ def test_temporal_variance_needs_two_epochs_and_finite_values():
     maps[1, 0, 0, 0, 0] = np.inf
     raw, normalised = temporal_variance(maps)
     assert np.isnan(raw) and normalised == pytest.approx(temporal_variance(maps[:, 1:])[1], rel=1e-12)
-
-
-def test_averages_over_images_count_what_is_undefined():
-    maps = trajectory()
-    maps[2, 1] = 0
-    maps[3] = 0
-    rows: Any = similarities(maps, np.arange(6), SAMPLES, metrics=["cosine", "spearman"])
-    table: Any = average_images(rows, ["epoch", "reference", "metric"])
-    assert table.columns.tolist() == ["epoch", "reference", "metric", "value", "n_undefined"]
-    assert not table.duplicated(["epoch", "reference", "metric"]).any()
-    assert len(table) * len(SAMPLES) == len(rows)
-    for row in table.itertuples():
-        same = (
-            (rows["epoch"] == row.epoch)
-            & (rows["reference"] == row.reference)
-            & (rows["metric"] == row.metric)
-        )
-        values = rows.loc[same, "value"].to_numpy()
-        defined = values[~np.isnan(values)]
-        assert row.n_undefined == 3 - len(defined)
-        np.testing.assert_allclose(row.value, defined.mean() if len(defined) else np.nan, rtol=1e-12)
-    assert set(table["n_undefined"]) == {0, 1, 3}
-
-
-def test_tables_of_two_runs_concatenate_and_average_by_run():
-    runs = []
-    for run, epochs in (("a", [0, 1, 2]), ("b", [1, 2, 3])):
-        rows: Any = similarities(trajectory(3, seed=ord(run)), epochs, SAMPLES, metrics=["cosine"])
-        runs.append(rows.assign(run_id=run))
-    rows: Any = pd.concat(runs, ignore_index=True)
-    assert isinstance(rows["reference"].dtype, pd.CategoricalDtype)
-    table: Any = average_images(rows, ["run_id", "epoch", "reference"])
-    assert table.groupby("run_id").size().to_dict() == {"a": 1 + 3 + 2, "b": 2 + 3}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from epochlens.measure.stability import epoch_pairs
+from epochlens.measure.stability import reference_pairs
 
 CONDITIONS = ("all", "always_right", "ever_right", "right_at_both", "kept", "flipped")
 
@@ -25,13 +25,9 @@ def masks(
     predictions, labels, epochs = np.asarray(predictions), np.asarray(labels), np.asarray(epochs)
     if predictions.ndim != 2 or predictions.shape != (*epochs.shape, *labels.shape):
         raise ValueError(f"predictions {predictions.shape} are not {epochs.shape} epochs of {labels.shape}")
-    if len(epochs) == 0 or (np.diff(epochs) <= 0).any():
-        raise ValueError(f"epochs must be strictly increasing, not {epochs.tolist()}")
-    pairs = epoch_pairs(epochs)
-    if reference not in pairs:
-        raise ValueError(f"no reference {reference!r} among epochs {epochs.tolist()}: {', '.join(pairs)}")
+    pairs = reference_pairs(epochs, reference)
     positions = np.arange(len(epochs))
-    now, then = np.broadcast_arrays(*(positions[part] for part in pairs[reference]))
+    now, then = np.broadcast_arrays(*(positions[part] for part in pairs))
     right, trained = predictions == labels, epochs >= 1
     same = predictions[now] == predictions[then]
     met = {

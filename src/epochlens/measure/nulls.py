@@ -19,10 +19,10 @@ from epochlens.measure.similarity import METRICS, Floats, Metric
 from epochlens.measure.stability import (
     compare_epochs,
     defined_mean,
-    epoch_pairs,
     find_metric,
     flatten,
     prepare_all,
+    reference_pairs,
 )
 
 NULLS = ("edge", "random", "other_image", "redraw", "seeds")
@@ -171,12 +171,7 @@ def calibrated(
     maps, epochs, others = flatten(maps), np.asarray(epochs), other_image(labels)
     if epochs.shape != maps.shape[:1] or others.shape != maps.shape[1:2]:
         raise ValueError(f"maps {maps.shape} do not fit epochs {epochs.shape} and labels {others.shape}")
-    if len(epochs) == 0 or (np.diff(epochs) <= 0).any():
-        raise ValueError(f"epochs must be strictly increasing, not {epochs.tolist()}")
-    pairs = epoch_pairs(epochs)
-    if reference not in pairs:
-        raise ValueError(f"no reference {reference!r} among epochs {epochs.tolist()}: {', '.join(pairs)}")
-    now, then = pairs[reference]
+    now, then = reference_pairs(epochs, reference)
     ready = chosen.prepare(maps) if prepared is None else prepared[metric]
     own = compare_epochs(chosen, ready[now], ready[then]) if own is None else own
     null = compare_others(chosen, ready[now], ready[then], others)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -43,22 +42,6 @@ def settling_on_previous(
     """
     values, epochs, streak = _closing_streak(values, epochs, tau, patience)
     return _streak_begins(epochs, streak, censored=streak < patience)
-
-
-def settling_by_image(
-    rows: pd.DataFrame, tau: float = 0.95, patience: int | None = None, reference: str = "final"
-) -> pd.DataFrame:
-    """When each image's map of one run and method settles: columns metric, sample, epoch, censored.
-
-    rows as stability.similarities gives them (epoch, reference, metric, sample, value); used are trained
-    epochs (>= 1) of reference, by settling_on_previous for `previous` and by settling_epoch for any other.
-    patience None is that rule's own. A row per metric and image, sorted. For arrays [T, N] call the rules
-    themselves on the transposed array. Raises ValueError when rows hold more than one run or method.
-    """
-    rule = settling_on_previous if reference == "previous" else settling_epoch
-    chosen = rule if patience is None else partial(rule, patience=patience)
-    wanted = (rows["reference"] == reference) & (rows["epoch"] >= 1)
-    return _settle(rows.loc[wanted], ["metric", "sample"], "value", tau, chosen)
 
 
 def _closing_streak(

@@ -119,8 +119,7 @@ def _in_blocks(function: Callable[[NDArray], NDArray], x: NDArray) -> NDArray:
 def _rank_rows(x: NDArray) -> Floats:
     """Ranks of rows [R, D]."""
     features = x.shape[1]
-    order = np.argsort(x, axis=-1)
-    ordered = np.take_along_axis(x, order, axis=-1)
+    positions, ordered = _sort_float32(x) if x.dtype == np.float32 and x.size < 2**31 else _sort(x)
     begins = np.ones(ordered.shape, bool)
     np.not_equal(ordered[:, 1:], ordered[:, :-1], out=begins[:, 1:])
     if begins.all():  # no ties
@@ -130,10 +129,31 @@ def _rank_rows(x: NDArray) -> Floats:
         starts = np.flatnonzero(begins)
         sizes = np.diff(starts, append=ordered.size)
         averages = np.repeat(starts % features + (sizes + 1) / 2, sizes).reshape(x.shape)
-    result = np.empty(x.shape)
-    np.put_along_axis(result, order, averages, axis=-1)
+    result = np.empty(x.size)
+    result[positions] = averages
+    result = result.reshape(x.shape)
     result[~np.isfinite(x).all(axis=-1)] = np.nan
     return result
+
+
+def _sort(x: NDArray) -> tuple[NDArray, NDArray]:
+    """Where, in the flat array, the sorted values of rows [R, D] stand, and these values."""
+    order = np.argsort(x, axis=-1)
+    return order + x.shape[1] * np.arange(len(x))[:, None], np.take_along_axis(x, order, axis=-1)
+
+
+def _sort_float32(x: NDArray) -> tuple[NDArray, NDArray]:
+    """The same for float32, the values as integers of equal order: twice as fast as argsort.
+
+    Value and position share one 64-bit integer, the value in the upper half, so that sorting these integers
+    moves both at once. Floats order like integers of the same bits, negative ones backwards.
+    """
+    bits = (x + np.float32(0)).view(np.int32)  # + 0 makes -0 a 0, which it equals
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    keys = bits.astype(np.int64) << 32
+    keys |= np.arange(x.size).reshape(x.shape)
+    keys.sort(axis=-1)
+    return keys & 0xFFFFFFFF, keys >> 32
 
 
 def dot(a: Floats, b: Floats) -> Floats:

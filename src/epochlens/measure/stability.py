@@ -108,18 +108,6 @@ def _variances(values: NDArray) -> Floats:
     return np.array([image.var(axis=0, ddof=1, dtype=np.float64).mean() for image in images])
 
 
-def average_images(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Mean of value over all rows that share keys (over images), with the number of undefined ones.
-
-    Columns keys, value, n_undefined; a row per combination of keys that occurs, sorted. Undefined (NaN)
-    values are left out of the mean; value is NaN where none is defined.
-    """
-    groups = rows.groupby(list(keys), observed=True, sort=True, dropna=False)["value"]
-    table = groups.agg(["mean", "count", "size"]).reset_index()
-    table["n_undefined"] = table["size"] - table["count"]
-    return table.rename(columns={"mean": "value"}).drop(columns=["count", "size"])
-
-
 def find_metric(name: str) -> Metric:
     """The metric of that name. Raises ValueError naming the choices."""
     if name not in METRICS:
@@ -148,6 +136,16 @@ def epoch_pairs(epochs: NDArray) -> dict[str, tuple[slice, slice]]:
     if epochs[0] == 0:
         pairs["initial"] = (slice(trained, None), slice(0, 1))
     return pairs
+
+
+def reference_pairs(epochs: NDArray, reference: str) -> tuple[slice, slice]:
+    """One reference of epoch_pairs. Raises ValueError when epochs do not increase, or lack it."""
+    if len(epochs) == 0 or (np.diff(epochs) <= 0).any():
+        raise ValueError(f"epochs must be strictly increasing, not {epochs.tolist()}")
+    pairs = epoch_pairs(epochs)
+    if reference not in pairs:
+        raise ValueError(f"no reference {reference!r} among epochs {epochs.tolist()}: {', '.join(pairs)}")
+    return pairs[reference]
 
 
 def compare_epochs(metric: Metric, now: Floats, then: Floats) -> Floats:
