@@ -19,11 +19,16 @@ MAY_IMPORT = {
     "measure": {"measure"},
     "record": {"record", "attribute"},
     "show": {"show", "record", "measure"},
+    "explorer": {"show", "record", "measure", "attribute", "learn"},  # explains any image with kept weights
     "sweep": {"sweep", "show", "measure", "record", "attribute", "learn", "config"},
     "config": {"learn", "attribute"},
     "commands": {"config", "sweep", "record", "show"},
 }
-ONLY = {"ray": {"sweep"}, "dash": {"show"}, "torch": {"learn", "attribute", "record", "sweep"}}
+ONLY = {
+    "ray": {"sweep"},
+    "dash": {"explorer"},
+    "torch": {"learn", "attribute", "record", "sweep", "explorer"},
+}
 MEASURE_NEEDS = {"numpy", "scipy", "pandas"}
 
 
@@ -43,7 +48,8 @@ def imports(path: Path) -> set[str]:
 
 
 def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    parts = path.relative_to(PACKAGE).parts
+    return "explorer" if parts[:2] == ("show", "explorer") else parts[0].removesuffix(".py")
 
 
 FILES = [p for p in PACKAGE.rglob("*.py") if room(p) not in {"__init__", *BASE}]

@@ -27,7 +27,7 @@ GPU_PIXELS = 2**24
 def saliency(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Gradient of each image's target logit by its own pixels, [N,C,H,W]. Simonyan et al. 2014."""
     parts = []
-    for x, t in zip(*_micro_batches(images, targets), strict=True):
+    for x, t in zip(*micro_batches(images, targets), strict=True):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             score = model(x).gather(1, t[:, None]).sum()
@@ -37,7 +37,13 @@ def saliency(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Each pixel times its gradient, [N,C,H,W]. Shrikumar et al. 2016."""
-    return images * saliency(model, images, targets)
+    return gradient_maps(model, images, targets)["input_x_gradient"]
+
+
+def gradient_maps(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """`saliency` and `input_x_gradient` of one backward pass."""
+    gradient = saliency(model, images, targets)
+    return {"saliency": gradient, "input_x_gradient": images * gradient}
 
 
 def midpoint(steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +84,7 @@ def integrated_gradients(
     """
     alphas, weights = RULES[rule](steps)
     total = torch.zeros_like(images)
-    group = max(1, _images_per_batch(images) // len(images))
+    group = max(1, images_per_batch(images) // len(images))
     for first in range(0, steps, group):
         alpha = torch.as_tensor(alphas[first : first + group], dtype=images.dtype, device=images.device)
         weight = torch.as_tensor(weights[first : first + group], dtype=images.dtype, device=images.device)
@@ -88,41 +94,50 @@ def integrated_gradients(
     return images * total
 
 
-BASES = {
-    "saliency": saliency,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": integrated_gradients,
-}
-
-
-def smoothgrad(
+def gradient_shap(
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
     *,
-    base: str = "saliency",
     samples: int = 25,
-    noise: float = 0.1,
+    noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Mean of a base method over images with Gaussian noise of that standard deviation. Smilkov et al. 2017.
+    """Mean of pixels times gradients at random points of paths from black, [N,C,H,W]. Erion et al. 2021.
 
-    Noise comes from `generator` (a CPU generator; a fresh one seeded 0 when None), drawn image by image
-    for each sample, so it does not depend on the device.
+    Expected gradients with a black baseline, as captum's GradientShap: each of an image's `samples` adds
+    Gaussian noise of that standard deviation and takes the gradient at a uniform point between black and the
+    noisy image. Without noise, captum's default too, the expectation is that of integrated gradients; noise
+    would add a second smoothing, which is SmoothGrad's. Draws come from `generator` (a CPU generator; a fresh
+    one seeded 0 when None) image by image, so they do not depend on the device or on how images are batched.
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    total = torch.zeros_like(images)
-    for _ in range(samples):
-        draw = torch.randn(images.shape, generator=generator, dtype=torch.float32).to(images)
-        total += BASES[base](model, images + noise * draw, targets)
-    return total / samples
+    group, parts = max(1, images_per_batch(images) // samples), []
+    for x, t in zip(images.split(group), targets.split(group), strict=True):
+        alphas, draws = zip(
+            *(
+                (
+                    torch.rand(samples, generator=generator, dtype=torch.float32),
+                    torch.randn(samples, *x.shape[1:], generator=generator, dtype=torch.float32),
+                )
+                for _ in range(len(x))
+            ),
+            strict=True,
+        )
+        noisy = (x[:, None] + noise * torch.stack(draws).to(x)).flatten(0, 1)
+        points = torch.cat(alphas).to(x).view(-1, *[1] * (x.ndim - 1)) * noisy
+        products = noisy * saliency(model, points, t.repeat_interleave(samples))
+        parts.append(products.unflatten(0, (-1, samples)).mean(1))
+    return torch.cat(parts)
 
 
-def _images_per_batch(images: Tensor) -> int:
+def images_per_batch(images: Tensor) -> int:
+    """How many images of that size and on that device go through a network at once."""
     budget = CPU_PIXELS if images.device.type == "cpu" else GPU_PIXELS
     return max(8, budget // max(1, images[0].numel()))
 
 
-def _micro_batches(images: Tensor, targets: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    size = _images_per_batch(images)
+def micro_batches(images: Tensor, targets: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Images and targets in pieces of `images_per_batch`."""
+    size = images_per_batch(images)
     return images.split(size), targets.split(size)
