@@ -219,12 +219,17 @@ def test_trainer_callback_records_every_epoch(features, tmp_path, monkeypatch):
     callback = trainer_callback(tracker)
     state = types.SimpleNamespace(epoch=0.0, log_history=[])
     callback.on_train_begin(None, state, None)
-    for epoch in (0.9999, 2.0):
-        state.epoch, state.log_history = epoch, [{"loss": 0.5, "epoch": epoch}]
+    for epoch, loss in ((0.9999, 0.5), (2.0, 0.25)):  # the Trainer logs after it has told of the epoch's end
+        callback.on_epoch_begin(None, state, None)
+        state.epoch = epoch
         callback.on_epoch_end(None, state, None)
+        state.log_history += [{"loss": loss, "epoch": epoch}, {"eval_loss": 2 * loss, "epoch": epoch}]
+    state.log_history.append({"train_loss": 9.0, "epoch": 2.0})
     callback.on_train_end(None, state, None)
     assert store.load(tmp_path / "run").epochs.tolist() == [0, 1, 2]
-    assert store.read_epochs(tmp_path / "run")["loss"].tolist()[1:] == [0.5, 0.5]
+    recorded = store.read_epochs(tmp_path / "run")
+    assert recorded["loss"].tolist()[1:] == [0.5, 0.25]
+    assert recorded["eval_loss"].tolist()[1:] == [1.0, 0.5]
 
 
 @pytest.mark.ray

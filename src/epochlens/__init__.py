@@ -6,7 +6,7 @@ The folders are the flow, and nothing imports what stands to its right:
     attribute -+-> record --> (measure) --> show
                     sweep drives: plan, Ray Tune trials, Ray-parallel analysis
 
-Public names: attribute, METHODS, Tracker, load, similarity, analyze.
+Public names: attribute, METHODS, evaluate, Tracker, load, similarity, analyze.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "Tracker", "analyze", "attribute", "load", "similarity"]
+__all__ = ["METHODS", "Tracker", "analyze", "attribute", "evaluate", "load", "similarity"]
 
 if TYPE_CHECKING:
     from epochlens.attribute.methods import METHODS, attribute
+    from epochlens.attribute.quality import evaluate
     from epochlens.commands import analyze_path as analyze
     from epochlens.measure import similarity
     from epochlens.record.store import load
@@ -29,6 +30,7 @@ HOMES = {
     "Tracker": ("epochlens.record.tracker", "Tracker"),
     "analyze": ("epochlens.commands", "analyze_path"),
     "attribute": ("epochlens.attribute.methods", "attribute"),
+    "evaluate": ("epochlens.attribute.quality", "evaluate"),
     "load": ("epochlens.record.store", "load"),
     "similarity": ("epochlens.measure.similarity", ""),
 }

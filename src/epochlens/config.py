@@ -8,22 +8,25 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epochlens.attribute.methods import method_label
+from epochlens.attribute.methods import all_methods, method_label, parse_method
+from epochlens.attribute.quality import all_metrics, metric_label, value_names
 from epochlens.errors import UsageError, unknown
 from epochlens.learn.data import Facts, describe
-from epochlens.learn.models import check_model
+from epochlens.learn.models import MODELS, check_model, model_factory
 
-NUMERICS = 1
+NUMERICS = 2
 """raised by hand whenever the code changes the numbers of a run, so that old and new results never mix"""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adam", "sgd")
 TARGETS = ("label", "predicted")
 KEEP_WEIGHTS = ("last", "all", "none")
+ALL = "all"
+"""in place of a list of methods or quality metrics: every one that there is, and that the model can have"""
 
 
 def _setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -38,12 +41,19 @@ class Sweep:
     datasets: tuple[str, ...] = _setting(
         ("digits",), "digits mnist fashion_mnist cifar10 npz:PATH folder:PATH module:function"
     )
-    models: tuple[str, ...] = _setting(("small", "deep"), "small deep torchvision:NAME module:factory")
+    models: tuple[str, ...] = _setting(
+        ("small", "deep"), "small deep lenet gapnet dropnet torchvision:NAME module:factory"
+    )
     lrs: tuple[float, ...] = _setting((0.001, 0.01), "learning rates", above=0)
     seeds: tuple[int, ...] = _setting(tuple(range(10)), "one run per seed")
     methods: tuple[str, ...] = _setting(
-        ("saliency", "integrated_gradients"), "attribution methods, as name or name:option=value,..."
+        ("saliency", "integrated_gradients"),
+        "attribution methods, as name or name:option=value,..., captum:NAME, FILE.py:FUNCTION, or all",
     )
+    quality: tuple[str, ...] = _setting(
+        (), "quality metrics of the maps, measured in the trial: names, name:option=value,..., or all"
+    )
+    quality_every: int = _setting(1, "epochs from one measurement of quality to the next", least=1)
     epochs: int = _setting(50, "passes over the training split", least=1)
     batch_size: int = _setting(128, "images per training step", least=1)
     classes: tuple[int, ...] | str = _setting("default", "labels to keep, or all, or default (the dataset's)")
@@ -85,6 +95,10 @@ class Run:
     momentum: float
     weight_decay: float
     methods: tuple[str, ...]
+    method_code: tuple[str, ...]
+    """hashes of the source files of users' methods, and versions of libraries' ones"""
+    quality: tuple[str, ...]
+    quality_every: int
     probe_samples: int
     probe_seed: int
     target: str
@@ -99,7 +113,7 @@ class Run:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Sweep)}
-LISTS = ("datasets", "models", "lrs", "seeds", "methods", "classes")
+LISTS = ("datasets", "models", "lrs", "seeds", "methods", "quality", "classes")
 
 
 def coerce(name: str, value: Any) -> Any:
@@ -128,12 +142,15 @@ def coerce(name: str, value: Any) -> Any:
 
 def _coerce_list(name: str, value: Any) -> Any:
     items = list(value) if isinstance(value, list | tuple) else [value]
-    if not items:
+    if not items and name != "quality":
         raise UsageError(name, items, "is empty: name at least one")
     if name == "classes" and items in (["all"], ["default"]):
         return items[0]
     if name == "methods":
-        converted = [method_label(_method_entry(item)) for item in items]
+        converted = items if items == [ALL] else [method_label(_entry(name, item)) for item in items]
+    elif name == "quality":
+        converted = all_metrics() if items == [ALL] else [metric_label(_entry(name, item)) for item in items]
+        value_names(converted)
     elif name in ("seeds", "classes"):
         converted = [_number(name, item, int) for item in items]
     elif name == "lrs":
@@ -146,9 +163,9 @@ def _coerce_list(name: str, value: Any) -> Any:
     return tuple(converted)
 
 
-def _method_entry(item: Any) -> str | Mapping[str, Any]:
+def _entry(name: str, item: Any) -> str | Mapping[str, Any]:
     if not isinstance(item, str | Mapping):
-        raise UsageError("methods", item, "is neither a name nor a table")
+        raise UsageError(name, item, "is neither a name nor a table")
     return item
 
 
@@ -232,11 +249,37 @@ def check(sweep: Sweep) -> dict[str, Facts]:
             raise UsageError("probe_samples", sweep.probe_samples, problem)
         for model in sweep.models:
             check_model(model, fact.shape, len(fact.classes))
+            methods_for(sweep.methods, model, fact)
     if sweep.optimizer == "adam" and sweep.momentum:
         raise UsageError("momentum", sweep.momentum, "is of sgd; adam has none: add --optimizer sgd")
     for name in ("results_dir", "plots_dir"):
         check_writable(name, Path(getattr(sweep, name)) / sweep.name)
     return facts
+
+
+def methods_for(methods: Sequence[str], model: str, facts: Facts) -> tuple[str, ...]:
+    """The methods that are recorded of a model: as named, or for `all` every one that it can have.
+
+    Class activation maps (cam) need global average pooling and one linear layer. Raises UsageError when cam
+    is named for a model without them.
+    """
+    wanted = tuple(all_methods()) if ALL in methods else tuple(methods)
+    names = [parse_method(method)[0] for method in wanted]
+    if "cam" not in names or is_pooled(model, facts):
+        return wanted
+    if ALL not in methods:
+        problem = f"needs global average pooling and one linear layer, which model {model} has not"
+        raise UsageError("methods", "cam", problem)
+    return tuple(method for method, name in zip(wanted, names, strict=True) if name != "cam")
+
+
+def is_pooled(model: str, facts: Facts) -> bool:
+    """Whether the model ends in global average pooling and one linear layer; imported ones are run to see."""
+    if model in MODELS:
+        return MODELS[model].pooled
+    from epochlens.attribute.cams import supports_cam
+
+    return supports_cam(model_factory(model)(facts.shape[0], len(facts.classes)).eval(), facts.shape)
 
 
 def check_writable(name: str, folder: Path) -> None:

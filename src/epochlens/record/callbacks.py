@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epochlens.record.tracker import DRIFT, Tracker
@@ -40,23 +40,39 @@ def lightning_callback(tracker: Tracker) -> Any:
 def trainer_callback(tracker: Tracker) -> Any:
     """A Hugging Face TrainerCallback that records epoch 0 before training and then each whole epoch.
 
-    The model must map the tracker's inputs to logits [N, K]: wrap one that returns an output object.
+    The Trainer logs and evaluates after it has told of an epoch's end, so an epoch is recorded when the next
+    one begins or training ends, with the numbers that were logged for it. The model must map the tracker's
+    inputs to logits [N, K]: wrap one that returns an output object.
     """
     base = base_class("TrainerCallback", "transformers")
 
     class MapsOverEpochs(base):
+        ended: int | None = None
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             if not state.epoch:
                 tracker.record(0)
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            logged = state.log_history[-1] if state.log_history else {}
-            tracker.record(round(state.epoch), None, **numbers(logged))
+            self.ended = round(state.epoch)
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if self.ended is not None:
+                tracker.record(self.ended, None, **logged_at(state.log_history, self.ended))
+                self.ended = None
 
         def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            self.on_epoch_begin(args, state, control)
             tracker.finish()
 
     return MapsOverEpochs()
+
+
+def logged_at(history: Sequence[Mapping[str, Any]], epoch: int) -> dict[str, float]:
+    """The numbers of a Trainer's log at an epoch, later entries over earlier ones; totals left out."""
+    entries = [entry for entry in history if round(entry.get("epoch", -1)) == epoch]
+    joined = {name: value for entry in entries for name, value in entry.items()}
+    return numbers({name: value for name, value in joined.items() if not name.startswith("train_")})
 
 
 def base_class(name: str, *modules: str) -> Any:

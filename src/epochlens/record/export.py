@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def write_pt(run: Mapping[str, Any], target: Path, taken: Collection[Path]) -> l
     paths = []
     for m, label in enumerate(maps.methods.tolist()):
         name, _, _ = label.partition(":")
-        short = label.replace(name, SHORT.get(name, name)).replace(":", "-").replace(",", "-")
+        short = re.sub(r"[:,/\\]+", "-", label.replace(name, SHORT.get(name, name)))
         document = {
             "dataset": run["dataset"],
             "model": run["model"],

@@ -2,13 +2,14 @@
 
 Commit protocol. Every file appears whole: it is written beside its place, flushed to disk, and renamed.
 While a run trains, an epoch is committed in three steps, and only the second makes it count:
- 1. `attributions/epoch-0007.parquet`, the maps;
- 2. a line of `ledger.jsonl` with the epoch's metrics, row count, and the checksums of the maps and of the
+ 1. `attributions/epoch-0007.parquet`, the maps, and `quality/epoch-0007.parquet` where quality is measured;
+ 2. a line of `ledger.jsonl` with the epoch's metrics, row count, and the checksums of these files and of the
     checkpoint that follows; the line carries its own checksum, so a torn one is not believed;
  3. `state.pt`, the checkpoint (the one before it stays as `state-previous.pt`).
-A finished run is gathered into `attributions.parquet` and `epochs.parquet`, then `run.json` says "done" with
-the checksum of each file, and only then the working files go. Readers believe checksums, never mere files.
-Two attempts at the same epoch write the same bytes, so it does not matter whose line comes last.
+A finished run is gathered into `attributions.parquet`, `epochs.parquet` and `quality.parquet`, then
+`run.json` says "done" with the checksum of each file, and only then the working files go. Readers believe
+checksums, never mere files. Two attempts at the same epoch write the same bytes, so it does not matter whose
+line comes last.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,10 @@ from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.record import tables
 
-pd = LazyModule("pandas")
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = LazyModule("pandas")
 
 METRICS = ("train_loss", "test_loss", "accuracy", "seconds_train", "seconds_eval", "seconds_attribute")
 WORKING = ("ledger.jsonl", "state.pt", "state-previous.pt")
@@ -47,6 +51,8 @@ class Entry(NamedTuple):
     state: str
     """SHA-256 of the checkpoint written after it, or "" """
     metrics: dict[str, float]
+    quality: str = ""
+    """SHA-256 of the epoch's quality file, or "" when quality was not measured"""
 
 
 def write_whole(path: Path, content: bytes) -> str:
@@ -124,18 +130,27 @@ def begin_run(folder: Path, record: Mapping[str, Any], images, labels, indices) 
     write_json(folder / "run.json", {**record, "status": "running"})
 
 
-def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where the maps of an epoch lie while the run is unfinished."""
-    return folder / "attributions" / f"epoch-{epoch:04d}.parquet"
+def epoch_file(folder: Path, epoch: int, kind: str = "attributions") -> Path:
+    """Where an epoch's `attributions` or `quality` lie while the run is unfinished."""
+    return folder / kind / f"epoch-{epoch:04d}.parquet"
 
 
 def commit_epoch(
-    folder: Path, epoch: int, maps: tables.Maps, metrics: Mapping[str, float], state: bytes | None
+    folder: Path,
+    epoch: int,
+    maps: tables.Maps,
+    metrics: Mapping[str, float],
+    state: bytes | None,
+    quality: pd.DataFrame | None = None,
 ) -> Entry:
-    """Commits one epoch: its maps, its ledger line, and the checkpoint to go on from."""
+    """Commits one epoch: its maps and quality, its ledger line, and the checkpoint to go on from."""
     maps_checksum = write_whole(epoch_file(folder, epoch), tables.maps_bytes(maps))
+    quality_checksum = ""
+    if quality is not None:
+        (folder / "quality").mkdir(exist_ok=True)
+        quality_checksum = write_whole(epoch_file(folder, epoch, "quality"), tables.frame_bytes(quality))
     rows = math.prod(maps.attributions.shape[:3])
-    entry = Entry(epoch, rows, maps_checksum, "", dict(metrics))
+    entry = Entry(epoch, rows, maps_checksum, "", dict(metrics), quality_checksum)
     commit_entry(folder, entry, state)
     return entry
 
@@ -189,9 +204,17 @@ def read_ledger(folder: Path) -> dict[int, Entry]:
 
 
 def committed(folder: Path) -> dict[int, Entry]:
-    """The committed epochs of an unfinished run whose maps are whole on disk, by epoch."""
-    entries = read_ledger(folder)
-    return {e: entry for e, entry in entries.items() if file_checksum(epoch_file(folder, e)) == entry.maps}
+    """The committed epochs of an unfinished run whose files are whole on disk, by epoch."""
+
+    def is_whole(entry: Entry) -> bool:
+        kept = {"attributions": entry.maps, "quality": entry.quality}
+        return all(
+            file_checksum(epoch_file(folder, entry.epoch, kind)) == expected
+            for kind, expected in kept.items()
+            if expected
+        )
+
+    return {epoch: entry for epoch, entry in read_ledger(folder).items() if is_whole(entry)}
 
 
 def latest_state(folder: Path, entries: Mapping[int, Entry]) -> bytes | None:
@@ -222,6 +245,10 @@ def finish_run(
     publish(beside, folder / "attributions.parquet")
     write_whole(folder / "epochs.parquet", tables.frame_bytes(metrics_frame(entries)))
     names = ["attributions.parquet", "epochs.parquet", "probe.npz", *others]
+    measured = [epoch_file(folder, epoch, "quality") for epoch, entry in entries.items() if entry.quality]
+    if measured:
+        write_whole(folder / "quality.parquet", tables.frame_bytes(join_frames(measured)))
+        names.append("quality.parquet")
     if npz:
         loaded = tables.read_maps(folder / "attributions.parquet")
         write_whole(folder / "attributions.npz", tables.npz_bytes(**loaded._asdict()))
@@ -235,7 +262,7 @@ class StoreError(RuntimeError):
     """The files of a run are not what they should be."""
 
 
-def metrics_frame(entries: Mapping[int, Entry]):
+def metrics_frame(entries: Mapping[int, Entry]) -> pd.DataFrame:
     """The epochs' metrics as a DataFrame: epoch, the standard ones (NaN where not recorded), then others."""
     names = [*METRICS, *sorted({name for e in entries.values() for name in e.metrics} - set(METRICS))]
     rows = {name: [e.metrics.get(name, math.nan) for e in entries.values()] for name in names}
@@ -244,7 +271,8 @@ def metrics_frame(entries: Mapping[int, Entry]):
 
 def remove_working_files(folder: Path) -> None:
     """Removes what only an unfinished run needs."""
-    shutil.rmtree(folder / "attributions", ignore_errors=True)
+    for kind in ("attributions", "quality"):
+        shutil.rmtree(folder / kind, ignore_errors=True)
     for name in WORKING:
         (folder / name).unlink(missing_ok=True)
 
@@ -304,16 +332,42 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(target)
 
 
-def read_epochs(folder: Path):
+def read_epochs(folder: Path) -> pd.DataFrame:
     """The epochs' metrics of a run, finished or not, as a DataFrame."""
     if is_done(folder):
         return pd.read_parquet(folder / "epochs.parquet")
     return metrics_frame(committed(folder))
 
 
+def read_quality(folder: Path) -> pd.DataFrame | None:
+    """The quality of a run's maps, finished or not, as `tables.quality_frame` has it; None without any."""
+    if is_done(folder):
+        files = [path for path in [folder / "quality.parquet"] if path.exists()]
+    else:
+        entries = committed(folder).values()
+        files = [epoch_file(folder, e.epoch, "quality") for e in entries if e.quality]
+    return join_frames(files) if files else None
+
+
+def join_frames(files: Sequence[Path]) -> pd.DataFrame:
+    """The rows of Parquet files of the same columns, one file after another."""
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
 def is_done(folder: Path) -> bool:
     """Whether run.json says that the run is finished, so that its gathered files are the ones to read."""
     return (read_json(folder / "run.json") or {}).get("status") == "done"
+
+
+def recorded_methods(path: str | Path) -> list[str]:
+    """The labels of what a run's maps hold, second draws among them. Raises StoreError when it holds none."""
+    folder = Path(path)
+    if is_done(folder):
+        return tables.read_methods(folder / "attributions.parquet")
+    epochs = committed(folder)
+    if not epochs:
+        raise StoreError(f"{folder} holds no recorded maps")
+    return tables.read_methods(epoch_file(folder, next(iter(epochs))))
 
 
 def load(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from epochlens.attribute.quality import Assessment
 else:
     pd, pa, pq = LazyModule("pandas"), LazyModule("pyarrow"), LazyModule("pyarrow.parquet")
 
@@ -127,6 +129,12 @@ def read_maps(
     )
 
 
+def read_methods(path: Path) -> list[str]:
+    """The labels of the methods in a file of maps, second draws among them."""
+    with pq.ParquetFile(path) as file:
+        return list(dict.fromkeys(name for _, name in row_groups(file)))
+
+
 def row_groups(file: pq.ParquetFile) -> dict[tuple[int, str], int]:
     """Which row group holds the maps of each epoch and method, from the file's statistics alone."""
     epoch, method = (file.schema_arrow.names.index(name) for name in ("epoch", "method"))
@@ -140,6 +148,28 @@ def join_epochs(parts: Sequence[Maps]) -> Maps:
     stacked = [np.concatenate([getattr(part, name) for part in parts]) for name in Maps._fields]
     joined = Maps(*stacked)
     return joined._replace(methods=parts[0].methods, samples=parts[0].samples)
+
+
+def quality_frame(epoch: int, samples: Sequence[int], found: Assessment) -> pd.DataFrame:
+    """Quality at an epoch: epoch, method, sample, metric, fraction, value; a row per image and value.
+
+    `fraction` is the part of the pixels removed or inserted at a point of a curve (metric `deletion_curve` or
+    `insertion_curve`), and NaN for every other metric.
+    """
+    parts = [
+        pd.DataFrame(
+            {"method": method, "sample": samples, "metric": name, "fraction": np.nan, "value": value}
+        )
+        for (method, name), value in found.values.items()
+    ]
+    for (method, kind), curve in found.curves.items():
+        columns = {"method": method, "sample": np.repeat(samples, len(found.fractions))}
+        columns |= {"metric": f"{kind}_curve", "fraction": np.tile(found.fractions, len(samples))}
+        parts.append(pd.DataFrame({**columns, "value": np.asarray(curve, np.float64).ravel()}))
+    frame = pd.concat(parts, ignore_index=True)
+    frame.insert(0, "epoch", epoch)
+    kinds = {"epoch": "int32", "sample": "int32", "value": float}
+    return frame.astype(kinds | {"method": "category", "metric": "category"})
 
 
 def frame_bytes(frame: pd.DataFrame) -> bytes:

@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from epochlens.attribute.methods import attribute, borrowed, is_stochastic, method_label, named_generator
+from epochlens.attribute.methods import (
+    attribute,
+    attribute_all,
+    borrowed,
+    is_stochastic,
+    method_label,
+    named_generator,
+)
+from epochlens.attribute.quality import assess, metric_label
 from epochlens.lazy import LazyModule
 from epochlens.record import store
-from epochlens.record.tables import REDRAW, Maps
+from epochlens.record.tables import REDRAW, Maps, quality_frame
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from torch import Tensor, nn
 else:
@@ -31,9 +40,10 @@ class Tracker:
     `store` is the run's folder. Epochs of an unfinished run that it already holds are not explained again, so
     a loop that goes on from a checkpoint makes its Tracker after loading it; a finished run, or one of other
     images, methods, target or seed, is kept aside as FOLDER.old-1. `samples` [N] number the images in
-    tables. The model is left exactly as it was, and no global random stream is touched. `about` describes
-    the run in tables: dataset, model, learning_rate, and whatever else run.json shall say. As a context
-    manager it finishes the run at the end of a block that did not raise.
+    tables. `quality` names metrics of the maps against the network, measured at every `quality_every`th epoch
+    and at `epochs`, the last one. The model is left exactly as it was, and no global random stream is
+    touched. `about` describes the run in tables: dataset, model, learning_rate, and whatever else run.json
+    shall say. As a context manager it finishes the run at the end of a block that did not raise.
     """
 
     def __init__(
@@ -47,12 +57,17 @@ class Tracker:
         samples: Sequence[int] | None = None,
         target: str = "label",
         seed: int = 0,
+        quality: Sequence[str] = (),
+        quality_every: int = 1,
+        epochs: int | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.images, self.labels = model, images, labels
         self.methods = [method_label(method) for method in methods]
         self.samples = np.asarray(range(len(images)) if samples is None else samples, np.int32)
         self.target, self.seed, self.folder = target, seed, Path(store)
+        self.quality = [metric_label(metric) for metric in quality]
+        self.quality_every, self.last_epoch = quality_every, epochs
         described = {"dataset": "tracked", "model": type(model).__name__, "learning_rate": 0.0, "seed": seed}
         self.about = {"run_id": self.folder.name, **described, "methods": self.methods, **(about or {})}
         self._begin()
@@ -60,6 +75,7 @@ class Tracker:
     def _begin(self) -> None:
         arrays = self.images.cpu().numpy(), self.labels.cpu().numpy()
         identity = {"methods": self.methods, "target": self.target, "seed": self.seed}
+        identity |= {"quality": self.quality, "quality_every": self.quality_every}
         self.about |= identity
         store.keep_other_run(self.folder, identity, *arrays, self.samples)
         store.begin_run(self.folder, self.about, *arrays, self.samples)
@@ -90,7 +106,12 @@ class Tracker:
             return self.entries[epoch].metrics
         maps = self.explain(epoch)
         metrics = {**metrics, **changes, "seconds_attribute": time.perf_counter() - started}
-        self.entries[epoch] = store.commit_epoch(self.folder, epoch, maps, metrics, state)
+        quality = None
+        if self.quality and (epoch % self.quality_every == 0 or epoch == self.last_epoch):
+            started = time.perf_counter()
+            quality = self.assess(epoch, maps)
+            metrics["seconds_quality"] = time.perf_counter() - started
+        self.entries[epoch] = store.commit_epoch(self.folder, epoch, maps, metrics, state, quality)
         drift = drifts(self.methods, self.maps, maps)
         self.maps = maps
         return metrics | drift
@@ -112,7 +133,7 @@ class Tracker:
         predictions = self._probabilities().argmax(1)
         targets = self.labels if self.target == "label" else predictions
         redraws = [method + REDRAW for method in self.methods if is_stochastic(method)]
-        maps = [self._maps_of(label, targets, epoch) for label in [*self.methods, *redraws]]
+        maps = self._maps_of(self.methods, targets, epoch) + self._maps_of(redraws, targets, epoch)
         return Maps(
             torch.stack(maps)[None].float().cpu().numpy(),
             np.array([epoch], np.int32),
@@ -132,10 +153,32 @@ class Tracker:
         final = {"final_accuracy": float(accuracy[-1])} if len(accuracy) else {}
         store.finish_run(self.folder, {**self.about, **final, **about}, others, npz)
 
-    def _maps_of(self, label: str, targets: Tensor, epoch: int) -> Tensor:
-        generator = named_generator(self.seed, f"attribution/{label}", epoch)
-        method = label.removesuffix(REDRAW)
-        return attribute(self.model, self.images, targets, method, generator=generator)
+    def assess(self, epoch: int, maps: Maps) -> pd.DataFrame:
+        """The quality of an epoch's maps against the network as it is, as `tables.quality_frame` has it."""
+        there = {"device": self.images.device, "dtype": self.images.dtype}
+        by_method = {
+            method: torch.from_numpy(maps.attributions[0, m]).to(**there)
+            for m, method in enumerate(self.methods)
+        }
+        targets = torch.from_numpy(maps.targets[0]).to(self.labels)
+
+        def explain(model: nn.Module, method: str, images: Tensor, targets: Tensor) -> Tensor:
+            draws = named_generator(self.seed, f"attribution/{method}", epoch)  # those of the maps themselves
+            return attribute(model, images, targets, method, generator=draws)
+
+        found = assess(
+            self.model, self.images, targets, by_method, self.quality, seed=self.seed, explain=explain
+        )
+        return quality_frame(epoch, self.samples.tolist(), found)
+
+    def _maps_of(self, labels: Sequence[str], targets: Tensor, epoch: int) -> list[Tensor]:
+        """Maps of methods, or of the second draws of methods, in their order."""
+        draws = {
+            label.removesuffix(REDRAW): named_generator(self.seed, f"attribution/{label}", epoch)
+            for label in labels
+        }
+        found = attribute_all(self.model, self.images, targets, list(draws), generators=draws.__getitem__)
+        return [found[method] for method in draws]
 
     def _probabilities(self) -> Tensor:
         with borrowed(self.model), torch.no_grad():

@@ -161,9 +161,11 @@ def tell_plan(console: Console, sweep: Sweep, tasks: Sequence[Task]) -> None:
         s: sum(t.status == s for t in tasks) for s in ("done", "partial", "failed", "corrupt", "missing")
     }
     state = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+    methods = " or ".join(map(str, sorted({len(task.run.methods) for task in tasks})))
+    quality = f", {len(sweep.quality)} quality metrics" if sweep.quality else ""
     console.print(
         f"[bold]{sweep.name}[/bold]: {len(tasks)} runs ({' x '.join(parts)}) of {sweep.epochs} epochs, "
-        f"{len(sweep.methods)} methods: {state}"
+        f"{methods} methods{quality}: {state}"
     )
     if counts["done"] == len(tasks):
         console.print("nothing to train: every run is done and its files are whole")

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from epochlens.attribute.methods import is_stochastic
 from epochlens.measure import (
     blocks,
     conditioned,
@@ -46,7 +45,8 @@ class Measured(NamedTuple):
 def measure_run(run: Mapping[str, Any]) -> Measured:
     """All measurements of one run, method by method."""
     methods = run["methods"]
-    redrawn = [method + REDRAW for method in methods if is_stochastic(method)]
+    there = store.recorded_methods(run["folder"])
+    redrawn = [method + REDRAW for method in methods if method + REDRAW in there]
     loaded = store.load(run["folder"], [*methods, *redrawn])
     maps = loaded._replace(attributions=loaded.attributions[:, : len(methods)], methods=np.array(methods))
     redraws = dict(zip(redrawn, loaded.attributions[:, len(methods) :].swapaxes(0, 1), strict=True))
@@ -62,7 +62,23 @@ def measure_run(run: Mapping[str, Any]) -> Measured:
         rows.append(similarity_rows(found, maps.samples, about))
         frames.append({name: with_keys(table, about) for name, table in made.items()})
     joined = {name: pd.concat([f[name] for f in frames], ignore_index=True) for name in frames[0]}
-    return Measured(pa.concat_tables(rows), joined)
+    return Measured(pa.concat_tables(rows), joined | quality_frames(Path(run["folder"]), keys))
+
+
+def quality_frames(folder: Path, about: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """A run's recorded quality as means over images: `quality` and `quality_curves`; empty without any."""
+    recorded = store.read_quality(folder)
+    if recorded is None:
+        return {}
+    recorded = recorded.astype({"method": str, "metric": str})
+    is_curve = recorded["metric"].str.endswith("_curve")
+    by_metric = recorded.loc[~is_curve].groupby(["method", "epoch", "metric"], sort=False)["value"]
+    quality = by_metric.agg(value="mean", n="size", defined="count").reset_index()
+    quality["n_undefined"] = quality["n"] - quality.pop("defined")
+    curves = recorded.loc[is_curve].assign(curve=lambda rows: rows["metric"].str.removesuffix("_curve"))
+    by_point = curves.groupby(["method", "epoch", "curve", "fraction"], sort=False)["value"]
+    frames = {"quality": quality, "quality_curves": by_point.mean().reset_index()}
+    return {name: with_keys(frame, about) for name, frame in frames.items() if len(frame)}
 
 
 def measure_method(

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from epochlens.config import Run, Sweep
+from epochlens.attribute.methods import method_code
+from epochlens.config import Run, Sweep, methods_for
 from epochlens.learn.data import Facts, fingerprint
 from epochlens.learn.models import model_code
 from epochlens.record import store
@@ -29,6 +30,10 @@ def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> list[Run]:
     """The runs of the grid, dataset by dataset, then model, learning rate and seed in the order given."""
     data = {spec: fingerprint(spec) for spec in sweep.datasets}
     code = {model: model_code(model) for model in sweep.models}
+    methods = {
+        (spec, model): methods_for(sweep.methods, model, facts[spec])
+        for spec, model in itertools.product(sweep.datasets, sweep.models)
+    }
     return [
         Run(
             dataset=facts[spec].label,
@@ -43,7 +48,10 @@ def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> list[Run]:
             optimizer=sweep.optimizer,
             momentum=sweep.momentum,
             weight_decay=sweep.weight_decay,
-            methods=sweep.methods,
+            methods=methods[spec, model],
+            method_code=tuple(method_code(method) for method in methods[spec, model]),
+            quality=sweep.quality,
+            quality_every=sweep.quality_every if sweep.quality else 1,
             probe_samples=sweep.probe_samples,
             probe_seed=seed if sweep.probe_seed == "run" else int(sweep.probe_seed),
             target=sweep.target,

@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from epochlens.measure import settling, statistics, survival
+from epochlens.attribute import quality
+from epochlens.measure import ranking, settling, statistics, survival
 from epochlens.record import store, tables
 from epochlens.sweep.measurement import CONDITION, RUN, Measured, with_keys
 
@@ -23,6 +24,8 @@ CSV_TABLES = (
     "comparisons",
     "agreement",
     "drift",
+    "quality",
+    "quality_summary",
 )
 SETTLED_METRICS = (
     "cosine",
@@ -74,7 +77,27 @@ def make_tables(
         "settling_summary": settling_summary(made["settling_images"], settled, tau),
         "comparisons": statistics.compare(outcomes(by_seed, variance, settled)),
         "epoch_matrix": mean_matrices(matrices),
+        **quality_tables(made.get("quality")),
         **made,
+    }
+
+
+def quality_tables(by_seed: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    """Quality over seeds with ranks, and what each metric's values mean; empty where none was measured."""
+    if by_seed is None:
+        return {}
+    names = list(dict.fromkeys(by_seed["metric"]))
+    metrics = pd.DataFrame(
+        {
+            "metric": names,
+            "better": [quality.better(name) or "" for name in names],
+            "reason": [quality.undefined_reason(name) for name in names],
+        }
+    )
+    directions = dict(zip(names, metrics["better"], strict=True))
+    return {
+        "quality_metrics": metrics,
+        "quality_summary": ranking.summarise_quality(by_seed, directions),
     }
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from epochlens.config import Run
 from epochlens.lazy import LazyModule
 from epochlens.learn import models, streams, training
@@ -119,7 +121,7 @@ def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) ->
     if shared.keep_weights == "all":
         weights += [f"weights-{epoch:04d}.pt" for epoch in range(run.epochs + 1)]
     metrics = store.metrics_frame(tracker.entries)
-    seconds = float(metrics.filter(like="seconds_").to_numpy().sum())
+    seconds = float(np.nansum(metrics.filter(like="seconds_").to_numpy()))
     tracker.finish(weights, shared.npz, seconds=seconds)
 
 
@@ -146,6 +148,9 @@ def track(
         samples=probe.tolist(),
         target=run.target,
         seed=run.seed,
+        quality=run.quality,
+        quality_every=run.quality_every,
+        epochs=run.epochs,
         about=record,
     )
 
