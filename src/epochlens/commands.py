@@ -19,11 +19,14 @@ from epochlens.lazy import LazyModule
 
 if TYPE_CHECKING:
     from epochlens.record import export as exporting
-    from epochlens.sweep import analysis, driver, grid_run
+    from epochlens.sweep import analysis, driver, explain_command, grid_run
+    from epochlens.sweep.bench import command as bench_command
 else:
     exporting = LazyModule("epochlens.record.export")
     analysis = LazyModule("epochlens.sweep.analysis")
     driver = LazyModule("epochlens.sweep.driver")
+    bench_command = LazyModule("epochlens.sweep.bench.command")
+    explain_command = LazyModule("epochlens.sweep.explain_command")
     grid_run = LazyModule("epochlens.sweep.grid_run")
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -177,7 +180,19 @@ def analyze_path(path: str | Path, plots: str | Path | None = None, tau: float =
         return analysis.analyze(folder, target, tau).tables
 
 
-COMMANDS = {"grid": grid, "analyze": analyze, "export": export}
+@usage_errors_named
+def explain(arguments: Sequence[str]) -> int:
+    """Draws one image's explanations by every method."""
+    return explain_command.explain(arguments)
+
+
+@usage_errors_named
+def bench(arguments: Sequence[str]) -> int:
+    """Times EpochLens against its peers."""
+    return bench_command.bench(arguments)
+
+
+COMMANDS = {"grid": grid, "analyze": analyze, "explain": explain, "export": export, "bench": bench}
 
 
 def main() -> int:

@@ -1,0 +1,122 @@
+"""`python -m sweeps.bench`: every part times us and our peers in turn, after checking that results agree."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from epochlens.errors import UsageError, unknown
+from epochlens.sweep.bench.timing import Result, measure
+from epochlens.sweep.progress import duration, grid_table
+
+PARTS = ("training", "attribution", "quality", "stability", "storage", "overhead", "memory", "gpu")
+"""modules beside this one, each with `comparisons(quick)`"""
+ALL = "all"
+SLOW = 1.0
+HEADER = ["part", "work", "peer", "ours", "peer's", "ratio", "spread", "at least", "of the limit"]
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """Prints the table of the parts asked for; exit code 1 when results differ or a ratio is missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps.bench",
+        description="Ratios of medians against peers doing the same work on the same thread, in turn.",
+    )
+    parser.add_argument("parts", nargs="*", default=[ALL], help=f"{' '.join(PARTS)} or {ALL} (default)")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller work")
+    parser.add_argument("--json", default=None, metavar="FILE", help="also write the numbers to a file")
+    given = parser.parse_args(arguments)
+    for part in given.parts:
+        if part not in (*PARTS, ALL):
+            raise unknown("part", part, [*PARTS, ALL])
+    if given.json and not Path(given.json).absolute().parent.is_dir():
+        raise UsageError("json", given.json, "lies in a folder that does not exist")
+    chosen = PARTS if ALL in given.parts else tuple(given.parts)
+    console = Console(soft_wrap=True, highlight=False)
+    started = time.monotonic()
+    results, notes = [], []
+    for part in chosen:
+        for item in run_part(part, given.quick):
+            if isinstance(item, str):
+                notes.append(f"{part}: {item}")
+                console.print(notes[-1])
+            else:
+                results.append(item)
+                console.print(line(item))
+    console.print(grid_table([row(result) for result in results], HEADER))
+    console.print(f"{machine()}; done in {duration(time.monotonic() - started)}")
+    if given.json:
+        document = {
+            "machine": machine(),
+            "results": [r._asdict() for r in results],
+            "notes": notes,
+        }
+        Path(given.json).write_text(json.dumps(document, indent=2), encoding="utf-8")
+    return 0 if all(result.ratio >= result.target for result in results) else 1
+
+
+def run_part(part: str, quick: bool) -> Iterator[Result | str]:
+    """The results of one part, and what it says of itself in words."""
+    one_thread()
+    module: Any = importlib.import_module(f"epochlens.sweep.bench.{part}")
+    for comparison in module.comparisons(quick):
+        yield comparison if isinstance(comparison, str) else measure(comparison, 3 if quick else 9)
+
+
+def one_thread() -> None:
+    """One thread for everyone, as a trial has."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def line(result: Result) -> str:
+    """One result as it comes in."""
+    told = result.note or f"{result.ratio:.1f}x (at least {result.target:g}x)"
+    return f"{result.part}: {result.task} against {result.peer}: {told}"
+
+
+def row(result: Result) -> list[str]:
+    """The table's row of a result."""
+    spread = f"{result.ratio_low:.1f} to {result.ratio_high:.1f}"
+    limit = f"{result.limit:.0%}" if result.limit == result.limit else ""
+    return [
+        result.part,
+        result.task,
+        result.peer,
+        seconds_text(result.ours),
+        seconds_text(result.theirs),
+        f"{result.ratio:.1f}x" if not result.note else "differs",
+        spread,
+        f"{result.target:g}x" if result.target else "",
+        limit,
+    ]
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds or milliseconds with three digits."""
+    return f"{seconds:.3g} s" if seconds >= SLOW else f"{seconds * 1000:.3g} ms"
+
+
+def machine() -> str:
+    """What this ran on."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            row.partition(":")[2].strip() for row in cpuinfo.read_text().splitlines() if "model name" in row
+        ]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"

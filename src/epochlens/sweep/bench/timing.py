@@ -1,0 +1,118 @@
+"""Timing two ways of doing the same work in turn, and what the machine could do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Clock = Callable[[], float]
+
+
+class Comparison(NamedTuple):
+    """One piece of work done by us and by a peer."""
+
+    part: str
+    task: str
+    peer: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    difference: Callable[[Any, Any], float]
+    """how far the two results are apart"""
+    tolerance: float
+    target: float
+    """the ratio that is promised"""
+    floor: float = float("nan")
+    """seconds that the machine needs for it at best, where that can be computed"""
+    clock: Clock = time.process_time
+    repeats: int | None = None
+
+
+class Result(NamedTuple):
+    """What a comparison measured: medians in seconds, and the ratio with its spread over repeats."""
+
+    part: str
+    task: str
+    peer: str
+    ours: float
+    theirs: float
+    ratio: float
+    """median time of the peer over median time of ours; NaN when the results differ"""
+    ratio_low: float
+    ratio_high: float
+    target: float
+    limit: float
+    """fraction of the machine's limit that we reach, NaN where it cannot be computed"""
+    difference: float
+    note: str = ""
+
+
+def measure(comparison: Comparison, repeats: int) -> Result:
+    """Runs both once to warm up and to compare their results, then in turn, and takes medians.
+
+    The spread is that of the ratios of neighbouring repeats (their quartiles).
+    """
+    c = comparison
+    difference = c.difference(c.ours(), c.theirs()) if c.repeats != 1 else float("nan")
+    ours, theirs, results = [], [], None
+    for _ in range(c.repeats or repeats):
+        seconds, mine = timed(c.ours, c.clock)
+        ours.append(seconds)
+        seconds, other = timed(c.theirs, c.clock)
+        theirs.append(seconds)
+        results = mine, other
+    if c.repeats == 1 and results is not None:  # too long to run once more for comparing only
+        difference = c.difference(*results)
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    low, high = np.quantile(ratios, [0.25, 0.75])
+    median, peer = statistics.median(ours), statistics.median(theirs)
+    same = difference <= c.tolerance
+    note = "" if same else f"results differ by {difference:.1e} (allowed {c.tolerance:.0e}): no ratio"
+    ratio, low, high = (peer / median, low, high) if same else (float("nan"),) * 3
+    return Result(
+        c.part, c.task, c.peer, median, peer, ratio, float(low), float(high), c.target,
+        c.floor / median, difference, note,
+    )  # fmt: skip
+
+
+def timed(function: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
+    """Seconds by the clock that one call takes, and its result."""
+    started = clock()
+    result = function()
+    return max(clock() - started, 1e-9), result
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    """Largest absolute difference over the largest value of b, of arrays or sequences of arrays."""
+    if isinstance(a, Sequence):
+        return max(largest_difference(x, y) for x, y in zip(a, b, strict=True))
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    both = np.isfinite(a) & np.isfinite(b)
+    if a.shape != b.shape or (np.isfinite(a) != np.isfinite(b)).any():
+        return float("inf")
+    scale = np.abs(b[both]).max(initial=0) or 1.0
+    return float(np.abs(a[both] - b[both]).max(initial=0) / scale)
+
+
+def matmul_peak(dtype: str = "float32", seconds: float = 0.5) -> float:
+    """Measured floating-point operations per second of large matrix products on one thread."""
+    import torch
+
+    a = torch.randn(1024, 1024).to(getattr(torch, dtype))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = min(best, timed(lambda: a @ a, time.process_time)[0])
+    return 2 * 1024**3 / best
+
+
+def copy_bandwidth(seconds: float = 0.5) -> float:
+    """Measured bytes per second of copying an array too large for the caches (read and write counted)."""
+    source = np.ones(2**25, np.float32)
+    target = np.empty_like(source)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = min(best, timed(lambda: np.copyto(target, source), time.process_time)[0])
+    return 2 * source.nbytes / best
