@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
+from test_quality_figures import build_quality
 
 from epochlens.measure.survival import cluster_bootstrap_median, paired_lag
 from epochlens.show import maps
@@ -20,6 +21,7 @@ from epochlens.show.figures import FIGURES, draw, notice, save
 from epochlens.show.style import looks, span
 
 KEYS = ["dataset", "model", "learning_rate"]
+QUALITY = ("faithfulness_correlation", "relative_input_stability_kept", "relative_input_stability")
 # Figures that compare levels or seeds, of which a single run has one.
 NEED_SEVERAL = ("dataset_effect", "model_effect", "learning_rate_effect", "agreement")
 
@@ -126,6 +128,7 @@ def build_tables(
         "settling_images": images,
         "settling_summary": build_settling_summary(images, pd.DataFrame(settle)),
         **build_changes(seedwise),
+        **build_quality(datasets, models, rates, seeds, methods, (0, last // 2, last), metrics=QUALITY),
     }
 
 

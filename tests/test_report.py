@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 from test_figures import build_tables
 
 from epochlens.show.figures import FIGURES
-from epochlens.show.report import CHAPTERS, ROWS_AT_MOST, write_report
-from epochlens.show.words import median_epoch, sentences
+from epochlens.show.report import CHAPTERS, QUALITY, ROWS_AT_MOST, write_report
+from epochlens.show.words import median_epoch, quality_sentences, sentences
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -100,6 +101,27 @@ def test_the_report_tells_a_story_in_chapters(tmp_path, tables):
     assert len(Page(text).named("img")) == len(figures) + 2, "every figure stands in one chapter"
 
 
+def test_quality_has_a_chapter_only_where_it_was_measured(tmp_path, tables):
+    figures = dict.fromkeys((*CHAPTERS[QUALITY], "cosine_vs_epoch"), PNG)
+    text = written(tmp_path, tables, figures=figures, extras={})
+    chapter = text.split(f"<h2>{QUALITY}</h2>")[1].split("<h2>")[0]
+    assert all(f"<li>{escape(line)}</li>" in chapter for line in quality_sentences(tables))
+    captions = re.findall(r"<caption>(.*?)</caption>", chapter)
+    assert captions[0] == "digits · deep · lr 0.001, epoch 6, n = 4 seeds." and len(captions) == 4
+    heads = re.findall(r'<th scope="col">(.*?)</th>', chapter)[:4]
+    assert heads == ["method", "mean rank", "metrics ranked", "faithfulness correlation ↑"]
+    summary: pd.DataFrame = tables["quality_summary"]
+    best = summary.loc[(summary["epoch"] == 6) & (summary["metric"] == "faithfulness_correlation"), "mean"]
+    assert f"<td>{best.max():.3g} [" in chapter and len(Page(text).named("img")) == 5
+    without = {name: frame for name, frame in tables.items() if not name.startswith("quality")}
+    for poor in (
+        without,
+        {**without, **{name: tables[name].iloc[:0] for name in tables if name not in without}},
+    ):
+        text = written(tmp_path, poor, figures=figures, extras={})
+        assert QUALITY not in text and "quality" not in text.lower() and len(Page(text).named("img")) == 1
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path, tables):
     assert written(tmp_path, tables) == written(tmp_path, tables)
 
@@ -132,7 +154,7 @@ def test_notices_stand_at_the_top_and_at_every_table(tmp_path, tables):
     text = written(tmp_path, {**tables, "runs": runs}, notices=["2 of 16 runs are missing"])
     assert text.index("2 of 16 runs are missing") < text.index("<nav")
     captions = re.findall(r"<caption>(.*?)</caption>", text)
-    assert len(captions) == 4 and all("2 of 16 runs are missing" in caption for caption in captions)
+    assert len(captions) == 8 and all("2 of 16 runs are missing" in caption for caption in captions)
     assert "out of memory" in text and runs["run_id"][1] in text.split("Runs that are not done")[-1]
     assert 'class="notice"' not in written(tmp_path, tables)
 

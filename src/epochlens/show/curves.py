@@ -42,16 +42,18 @@ def similarity(tables: Tables, metric: str, reference: str) -> Figure:
     columns = per_row(list(by_panel))
     figure, axes = style.panels(len(by_panel), columns, line_handles(method_looks, means))
     # Above 1 there is nothing to see, so only the intervals' lower ends widen the axis.
-    limits = style.span([seeds["value"], means["mean"]], ends=[means["ci_low"]])
+    ends = [means["ci_low"]] if len(method_looks) <= style.MOST_BANDS else []
+    limits = style.span([seeds["value"], means["mean"]], ends=ends)
     for ax, (key, part) in zip(axes, by_panel.items(), strict=True):
         ax.axhline(1.0, color=style.GREY, linewidth=0.7, linestyle=(0, (1, 2)))
         faint = groups(by_seed[key], ["method"]) if key in by_seed else {}
         for (method,), line in groups(part, ["method"]).items():
-            curve(ax, mean_and_ends(line), wide(faint.get((method,))), method_looks[method], f"mean:{method}")
+            summary = mean_and_ends(line, banded=len(method_looks) <= style.MOST_BANDS)
+            curve(ax, summary, wide(faint.get((method,))), method_looks[method], f"mean:{method}")
         undefined = int(numbers(part, "n_undefined").sum())
         count = frames.counted(numbers(part, "n_seeds"))
         title(ax, key, f"{count}, {undefined} undefined" if undefined else count)
-        style.cut(ax, [part["ci_low"]], limits)
+        style.cut(ax, [part["ci_low"]] if ends else [], limits)
     axes[0].set_ylim(*limits)
     style.epoch_axis(axes, numbers(means, "epoch"))
     style.label_axes(axes, columns, "epoch", f"{label}\nto the {reference} epoch")
@@ -74,18 +76,20 @@ def accuracy_and_convergence(tables: Tables) -> Figure:
         handles.append(handle)
     columns = per_row(keys)
     figure, axes = style.panels(len(keys), columns, handles)
-    limits = style.span([epochs["accuracy"], seeds["value"], means["mean"], [0.0]], ends=[means["ci_low"]])
+    ends = [means["ci_low"]] if len(method_looks) <= style.MOST_BANDS else []
+    limits = style.span([epochs["accuracy"], seeds["value"], means["mean"], [0.0]], ends=ends)
     for ax, key in zip(axes, keys, strict=True):
         ax.axhline(1.0, color=style.GREY, linewidth=0.7, linestyle=(0, (1, 2)))
         faint = groups(by_seed[key], ["method"]) if key in by_seed else {}
         parts = groups(by_method[key], ["method"]) if key in by_method else {}
         for (method,), line in parts.items():
-            curve(ax, mean_and_ends(line), wide(faint.get((method,))), method_looks[method], f"mean:{method}")
+            summary = mean_and_ends(line, banded=len(method_looks) <= style.MOST_BANDS)
+            curve(ax, summary, wide(faint.get((method,))), method_looks[method], f"mean:{method}")
         table = wide(accuracy.get(key), "accuracy")
         means_of = np.stack([np.asarray(table.index, dtype=float), *t_interval(table.to_numpy(), 1)])
         curve(ax, means_of, table, Look(style.ACCURACY, "-", "o"), "mean:accuracy")
         title(ax, key, frames.counted([table.shape[1]]))
-        style.cut(ax, [numbers(line, "ci_low") for line in parts.values()], limits)
+        style.cut(ax, [numbers(line, "ci_low") for line in parts.values()] if ends else [], limits)
     axes[0].set_ylim(*limits)
     style.epoch_axis(axes, np.r_[numbers(epochs, "epoch"), numbers(means, "epoch")])
     style.label_axes(axes, columns, "epoch", "accuracy (fraction) and\ncosine similarity to final")
@@ -188,10 +192,11 @@ def wide(frame: pd.DataFrame | None, column: str = "value") -> pd.DataFrame:
     return frames.pivot(frame, "epoch", "run_id" if "run_id" in frame else "seed", column)
 
 
-def mean_and_ends(frame: pd.DataFrame) -> np.ndarray:
-    """Epoch, mean and the interval's two ends, [4, epochs], in the order of epochs."""
+def mean_and_ends(frame: pd.DataFrame, banded: bool = True) -> np.ndarray:
+    """Epoch, mean and the interval's two ends (NaN unless banded), [4, epochs], in the order of epochs."""
     order = np.argsort(numbers(frame, "epoch"), kind="stable")
-    return np.stack([numbers(frame, column)[order] for column in ("epoch", "mean", "ci_low", "ci_high")])
+    found = [numbers(frame, column)[order] for column in ("epoch", "mean", "ci_low", "ci_high")]
+    return np.stack(found if banded else [*found[:2], *np.full((2, len(frame)), np.nan)])
 
 
 def curve(ax: Axes, summary: np.ndarray, seeds: pd.DataFrame, look: Look, name: str) -> None:

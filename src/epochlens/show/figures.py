@@ -8,26 +8,35 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from epochlens.show import changes, curves, effects, forest, nulls, timing
+from epochlens.show import changes, curves, effects, forest, nulls, quality, style, timing
 from epochlens.show.frames import Tables
 from epochlens.show.style import notice, save
 
-__all__ = ["FIGURES", "Drawing", "draw", "notice", "save"]
+__all__ = ["FIGURES", "Drawing", "draw", "drawable", "notice", "save"]
+
+
+def always(tables: Tables) -> bool:
+    """True: most figures say themselves what they lack."""
+    return True
 
 
 class Drawing(NamedTuple):
-    """A figure's function, its title, and a caption that says what it shows and how to read it."""
+    """A figure's function, its title, a caption that says what it shows and how to read it, and when to.
+
+    `is_shown` is false of tables from sweeps in which nobody asked for what the figure shows.
+    """
 
     draw: Callable[[Tables], Figure]
     title: str
     caption: str
+    is_shown: Callable[[Tables], bool] = always
 
 
 CURVES = (
     "Thin lines are seeds (each the mean over its probe images), the thick line is their mean, and the "
-    "band is the 95 % t interval over seeds; with a single seed there is no band. A t interval may reach "
-    "past 1, where the axis ends. Maps for which the similarity is undefined (all zero or constant) are "
-    "left out and counted in the panel's title. "
+    "band is the 95 % t interval over seeds; there is none with a single seed, nor with more than "
+    f"{style.MOST_BANDS} methods. A t interval may reach past 1, where the axis ends. Maps for which the "
+    "similarity is undefined (all zero or constant) are left out and counted in the panel's title. "
 )
 EFFECT = (
     "Every point is one run: its cosine to the previous epoch, averaged over the epochs from 2 on and "
@@ -38,6 +47,10 @@ EFFECT = (
 BAND = (
     "Lines are means over n seeds (the panel's title says how many), each seed the mean over its probe "
     "images; bands are 95 % t intervals over seeds, and with a single seed there are none. "
+)
+CONTROLS = (
+    "Two controls know nothing of the network: the input's edges (Sobel) and random values; where a "
+    "method is not better than they are, the metric says nothing for it. "
 )
 
 FIGURES: dict[str, Drawing] = {
@@ -219,7 +232,59 @@ FIGURES: dict[str, Drawing] = {
         "the number of pairs, p the Wilcoxon signed-rank p after Holm's correction. Filled markers hold "
         "(adjusted p < 0.05).",
     ),
+    "quality_bars": Drawing(
+        quality.quality_bars,
+        "How good the maps of each method are",
+        "Every quality metric at the last epoch at which it was measured. Dots are seeds, each the mean over "
+        "the images where the metric is defined; the outlined marker is their mean with its 95 % t interval "
+        "over the n seeds that the headlines tell, an arrow what reaches past the axis. Values "
+        "that span more than two decades have a logarithmic axis and, as that has no zero, no bars. "
+        + CONTROLS
+        + "Undefined values are left out and counted above each panel; what makes them undefined stands with "
+        "the tables. Relative input stability loses an image as soon as one perturbation changes its "
+        "prediction; 'kept' uses only the perturbations that keep it.",
+        quality.is_measured,
+    ),
+    "quality_vs_epoch": Drawing(
+        quality.quality_vs_epoch,
+        "Quality of the maps over training",
+        "Quality metrics by epoch; epoch 0 is the untrained network. "
+        + BAND
+        + f"With more than {style.MOST_BANDS} methods the bands are left out, as they would hide each "
+        "other. Values that span more than two decades have a logarithmic axis; a band that reaches zero "
+        "ends there at the axis. Undefined values are left out. " + CONTROLS,
+        quality.is_followed,
+    ),
+    "deletion_insertion": Drawing(
+        quality.deletion_insertion,
+        "Deletion and insertion curves",
+        "Softmax probability of the target when pixels are removed (left) or inserted (right), those with "
+        "the largest attribution first, at the last epoch. "
+        + BAND
+        + "The numbers are the areas under the mean curves: a good map makes the probability fall early "
+        "when its pixels go, and rise early when they come. The vertical axis need not start at zero. "
+        + CONTROLS
+        + "They are dashed.",
+        quality.has_curves,
+    ),
+    "quality_tradeoffs": Drawing(
+        quality.quality_tradeoffs,
+        "Faithful, stable and sparse: the trade-offs",
+        "Faithfulness correlation against relative input stability (of the perturbations that keep the "
+        "prediction) at the last epoch: means over n seeds with 95 % t intervals. The lower right is better "
+        "in both; a marker on the lower edge has a stability of 0. Ringed methods are not dominated: no "
+        "other method is at least as good in both and better in one. At most "
+        f"{quality.MOST_NAMES} of them are named, the ends of the front among them. Larger markers are "
+        "sparser maps. Methods of which one of the two is undefined are left out, and controls take no part "
+        "in the front. " + CONTROLS,
+        quality.has_trade_offs,
+    ),
 }
+
+
+def drawable(tables: Tables) -> list[str]:
+    """The names of the figures to draw of these tables."""
+    return [name for name, drawing in FIGURES.items() if drawing.is_shown(tables)]
 
 
 def draw(name: str, tables: Tables) -> Figure:

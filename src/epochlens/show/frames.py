@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
+CONTROLS = ("edge", "random")
+"""maps that know nothing of the network: a method should do better than they do"""
 KEYS = ["dataset", "model", "learning_rate"]
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from epochlens.record.store import write_whole
-from epochlens.show import frames
+from epochlens.show import frames, style
 from epochlens.show.figures import FIGURES
 from epochlens.show.frames import KEYS, groups, keep, numbers
-from epochlens.show.words import sentences
+from epochlens.show.summary import last_quality, quality_by_configuration
+from epochlens.show.words import quality_sentences, sentences
 
 __all__ = ["sentences", "write_report"]
 
@@ -26,9 +27,16 @@ SUMMARY = (
     "What each configuration reached. Settling epochs here are medians over seeds, a seed's maps being "
     "followed by their mean similarity over images; the sentences above follow every image if known."
 )
+QUALITY = "How good are the maps"
+QUALITY_CELLS = (
+    "Cells are means over seeds with 95 % t intervals, each seed the mean over the images where the metric "
+    "is defined. The arrow tells whether higher or lower is better; # is the rank among the rows, controls "
+    "included, 1 the best. The mean rank counts every ranked metric alike, related ones too."
+)
 CHAPTERS: dict[str, list[str]] = {
     "When do maps settle": ["survival", "settling", "lag", "cosine_to_final", "accuracy_and_convergence"],
     "Can it be trusted": ["nulls", "calibrated", "agreement", "conditioned", "drift"],
+    QUALITY: ["quality_bars", "quality_vs_epoch", "deletion_insertion", "quality_tradeoffs"],
     "Effects and comparisons": ["dataset_effect", "model_effect", "learning_rate_effect", "effect_sizes"],
 }
 STYLE = """
@@ -78,17 +86,19 @@ def write_report(
     warned = " ".join(notices)
     told = {name for names in CHAPTERS.values() for name in names}
     chapters = {**CHAPTERS, "More views": [name for name in figures if name not in told]}
+    shown = {name for name in figures if name not in FIGURES or FIGURES[name].is_shown(tables)}
     drawn = {
-        title: [illustration(name, figures[name]) for name in names if name in figures]
+        title: [illustration(name, figures[name]) for name in names if name in shown]
         for title, names in chapters.items()
     }
+    above = {QUALITY: quality_section(tables, warned)}
     drawn["More views"] += [
         (name, image(content, name, caption)) for name, (caption, content) in extras.items()
     ]
     sections: list[Chapter] = [
         ("In words", bullets(sentences(tables)), []),
         ("Summary", table(summary, SUMMARY, warned), []),
-        *((title, "", parts) for title, parts in drawn.items() if parts),
+        *((name, above.get(name, ""), parts) for name, parts in drawn.items() if parts or above.get(name)),
         (
             "Tables",
             "",
@@ -210,6 +220,18 @@ def number(value: float) -> str:
     if np.isnan(value):
         return "–"
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def quality_section(tables: Mapping[str, pd.DataFrame], warned: str) -> str:
+    """Quality of the maps in sentences and a table per configuration; nothing where none was measured."""
+    found = quality_by_configuration(tables)
+    if not found:
+        return ""
+    content = f"{bullets(quality_sentences(tables))}<p>{escape(QUALITY_CELLS)}</p>"
+    for key, part in groups(last_quality(tables)).items():
+        epoch, count = numbers(part, "epoch").max(), frames.counted([numbers(part, "n_seeds").max()])
+        content += table(found[key], f"{style.named(key)}, epoch {epoch:g}, {count}.", warned)
+    return content
 
 
 def settling_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:

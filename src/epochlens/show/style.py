@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from epochlens.record.store import write_whole
-from epochlens.show.frames import Tables
+from epochlens.show.frames import CONTROLS, Tables
 
 Dash = Literal["-", "--", ":", "-."]
 
@@ -24,6 +24,8 @@ Dash = Literal["-", "--", ":", "-."]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ACCURACY = "#000000"
 GREY = "#8a8a8a"
+MOST_BANDS = 6
+"""methods in one panel whose bands do not yet hide each other and the lines"""
 DASHES: tuple[Dash, ...] = ("-", "--", ":")
 MARKERS = "osD^vPX*<>ph"
 FIRST = ("saliency", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradcam")
@@ -49,7 +51,8 @@ def looks(tables: Tables) -> dict[str, Look]:
         if "method" in frame:
             found.update(str(name) for name in frame["method"].dropna().unique())
     found.discard("*")
-    ordered = [name for name in FIRST if name in found] + sorted(found.difference(FIRST))
+    others = sorted(found.difference(FIRST), key=lambda name: (name in CONTROLS, name))
+    ordered = [name for name in FIRST if name in found] + others
     size = len(PALETTE)
     return {
         name: Look(PALETTE[i % size], DASHES[i // size % len(DASHES)], MARKERS[i % len(MARKERS)])

@@ -39,7 +39,7 @@ def draw_all(
     figure = ray.remote(max_retries=3)(draw_figure)
     sheet = ray.remote(max_retries=3)(draw_sheet)
     lapse = ray.remote(max_retries=3)(draw_timelapse)
-    drawn = {key: figure.remote(key, shared, str(plots), list(notices)) for key in figures.FIGURES}
+    drawn = {key: figure.remote(key, shared, str(plots), list(notices)) for key in figures.drawable(tables)}
     chosen = [run for run in examples(done, tables["runs"]) if has_pictures(run)]
     extras = {f"Maps of {run['dataset']}, {run['model']}": sheet.remote(run, str(plots)) for run in chosen}
     if chosen:

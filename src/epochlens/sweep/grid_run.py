@@ -22,6 +22,7 @@ from epochlens.sweep import analysis, driver, estimate, plan
 from epochlens.sweep.plan import Task
 from epochlens.sweep.progress import duration, grid_table
 
+summaries = LazyModule("epochlens.show.summary")
 words = LazyModule("epochlens.show.words")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 PLAIN_WIDTH = 160
@@ -250,6 +251,9 @@ def tell_result(console: Console, folder: Path, plots: Path, result: analysis.An
         console.print(f"[bold yellow]{escape(notice)}[/bold yellow]")
     table = grid_table(result.summary.to_numpy().tolist(), list(result.summary.columns))
     console.print(table)
+    quality = summaries.summarise_quality(result.tables)
+    if len(quality):
+        console.print(grid_table(quality.to_numpy().tolist(), list(quality.columns)))
     console.print("intervals: 95 % t over seeds; settling epoch: median over seeds, cosine to final >= tau")
     for sentence in words.differences(result.tables)[:6]:
         console.print(f"- {escape(sentence)}")

@@ -12,6 +12,7 @@ import pandas as pd
 from epochlens.attribute import quality
 from epochlens.measure import ranking, settling, statistics, survival
 from epochlens.record import store, tables
+from epochlens.show.frames import CONTROLS
 from epochlens.sweep.measurement import CONDITION, RUN, Measured, with_keys
 
 CSV_TABLES = (
@@ -26,7 +27,10 @@ CSV_TABLES = (
     "drift",
     "quality",
     "quality_summary",
+    "quality_ranks",
+    "quality_tests",
 )
+
 SETTLED_METRICS = (
     "cosine",
     "spearman",
@@ -94,10 +98,12 @@ def quality_tables(by_seed: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
             "reason": [quality.undefined_reason(name) for name in names],
         }
     )
-    directions = dict(zip(names, metrics["better"], strict=True))
+    summary = ranking.summarise_quality(by_seed, dict(zip(names, metrics["better"], strict=True)))
     return {
         "quality_metrics": metrics,
-        "quality_summary": ranking.summarise_quality(by_seed, directions),
+        "quality_summary": summary,
+        "quality_ranks": ranking.mean_ranks(summary),
+        "quality_tests": ranking.method_differences(by_seed.loc[~by_seed["method"].isin(CONTROLS)]),
     }
 
 
