@@ -19,10 +19,12 @@ from epochlens.lazy import LazyModule
 
 if TYPE_CHECKING:
     from epochlens.record import export as exporting
+    from epochlens.show.explorer import command as explorer
     from epochlens.sweep import analysis, driver, explain_command, grid_run
     from epochlens.sweep.bench import command as bench_command
 else:
     exporting = LazyModule("epochlens.record.export")
+    explorer = LazyModule("epochlens.show.explorer.command")
     analysis = LazyModule("epochlens.sweep.analysis")
     driver = LazyModule("epochlens.sweep.driver")
     bench_command = LazyModule("epochlens.sweep.bench.command")
@@ -192,7 +194,20 @@ def bench(arguments: Sequence[str]) -> int:
     return bench_command.bench(arguments)
 
 
-COMMANDS = {"grid": grid, "analyze": analyze, "explain": explain, "export": export, "bench": bench}
+@usage_errors_named
+def explore(arguments: Sequence[str]) -> int:
+    """Serves the explorer of a finished or running sweep."""
+    return explorer.explore(arguments)
+
+
+COMMANDS = {
+    "grid": grid,
+    "analyze": analyze,
+    "explore": explore,
+    "explain": explain,
+    "export": export,
+    "bench": bench,
+}
 
 
 def main() -> int:

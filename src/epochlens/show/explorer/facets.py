@@ -1,0 +1,270 @@
+"""Interactive figures of the analysis' tables: a panel per dataset, model and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from epochlens.show import frames, style
+from epochlens.show.explorer.figures import AXIS, BASE, LEGEND, Figure, blank, finite, looks_of, trace
+
+DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
+MOST_PANELS = 24
+
+
+def two_lines(key: Sequence[object]) -> str:
+    """Dataset, model and learning rate on two lines."""
+    return f"{key[0]} · {key[1]}<br>lr {style.rate(key[2])}"
+
+
+def facets(titles: Sequence[str], columns: int, high: int = 210) -> Figure:
+    """Layout with a panel per title, axes x, x2, ... and y, y2, ..., filled row by row with equal scales."""
+    rows = -(-len(titles) // columns)
+    height = rows * (high + 40) + 130
+    layout: Figure = {
+        **BASE,
+        "height": height,
+        "margin": {"l": 52, "r": 36, "t": 84, "b": 46},
+        "annotations": [],
+    }
+    gap_x, gap_y = 0.12 / columns, 62 / (height - 130)
+    wide = (1 - gap_x * (columns - 1)) / columns
+    tall = (1 - gap_y * (rows - 1)) / rows
+    for i, title in enumerate(titles):
+        row, column = divmod(i, columns)
+        left, top = column * (wide + gap_x), 1 - row * (tall + gap_y)
+        number = "" if i == 0 else str(i + 1)
+        shared = {"matches": "x"} if i else {}
+        layout[f"xaxis{number}"] = {**AXIS, **shared, "domain": [left, left + wide], "anchor": f"y{number}"}
+        shared = {"matches": "y"} if i else {}
+        bottom = max(0.0, top - tall)
+        layout[f"yaxis{number}"] = {
+            **AXIS,
+            **shared,
+            "domain": [bottom, min(1.0, top)],
+            "anchor": f"x{number}",
+            "showticklabels": column == 0,
+        }
+        layout["annotations"].append(
+            {
+                "text": f"<b>{title}</b>",
+                "x": left,
+                "y": top,
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "align": "left",
+                "showarrow": False,
+                "font": {"size": 12},
+            }
+        )
+    layout["legend"] = {**LEGEND, "y": 1 + 60 / (height - 130)}
+    return layout
+
+
+def means_figure(table: pd.DataFrame, label: str, columns: int = 2) -> Figure:
+    """Means over seeds with their intervals, a panel per dataset, model and learning rate, a line per method.
+
+    The table has the columns of stability_summary or quality_summary, of one metric and reference.
+    """
+    groups = dict(list(frames.groups(table).items())[:MOST_PANELS]) if len(table) else {}
+    if not groups:
+        return blank("nothing recorded for this choice")
+    looks = looks_of(table["method"].astype(str))
+    layout = facets(list(map(two_lines, groups)), min(columns, len(groups)))
+    data: list[Figure] = []
+    for i, part in enumerate(groups.values()):
+        axes = {"xaxis": f"x{i + 1 if i else ''}", "yaxis": f"y{i + 1 if i else ''}"}
+        for (method,), rows in frames.groups(part, ["method"]).items():
+            data += band(rows.sort_values("epoch"), str(method), looks[str(method)], axes, i == 0)
+    layout["yaxis"]["title"] = {"text": label}
+    return {"data": data, "layout": layout}
+
+
+def band(rows: pd.DataFrame, method: str, look: style.Look, axes: Figure, first: bool) -> list[Figure]:
+    """A line and, where there is an interval, a pale band around it."""
+    epochs = frames.numbers(rows, "epoch").tolist()
+    low, high = frames.numbers(rows, "ci_low"), frames.numbers(rows, "ci_high")
+    known = np.isfinite(low) & np.isfinite(high)
+    line = {"color": look.color, "dash": DASHES[look.linestyle], "width": 2}
+    alone = {"mode": "lines+markers", "marker": {"size": 6}} if len(epochs) == 1 else {}
+    found = [
+        trace(
+            epochs,
+            frames.numbers(rows, "mean"),
+            method,
+            line,
+            legendgroup=method,
+            showlegend=first,
+            **axes,
+            **alone,
+        )
+    ]
+    if known.any():
+        x = np.asarray(epochs)[known].tolist()
+        area = {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"width": 0},
+            "fill": "toself",
+            "opacity": 0.18,
+            "fillcolor": look.color,
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "legendgroup": method,
+        }
+        there = finite(high[known]) + finite(low[known])[::-1]
+        found.insert(0, {**area, "x": x + x[::-1], "y": there, **axes})
+    return found
+
+
+def accuracy_figure(epochs: pd.DataFrame) -> Figure:
+    """Accuracy of every seed over the epochs, a colour per dataset, model and learning rate."""
+    if not len(epochs):
+        return blank("no accuracy recorded")
+    data = []
+    for i, (key, part) in enumerate(frames.groups(epochs).items()):
+        dash = list(DASHES.values())[i // len(style.PALETTE) % len(DASHES)]
+        line = {"color": style.PALETTE[i % len(style.PALETTE)], "width": 1.5, "dash": dash}
+        for n, ((seed,), rows) in enumerate(frames.groups(part, ["seed"]).items()):
+            rows = rows.sort_values("epoch")
+            more = {"legendgroup": str(i), "showlegend": n == 0, "opacity": 0.7}
+            found = trace(
+                frames.numbers(rows, "epoch").tolist(),
+                frames.numbers(rows, "accuracy"),
+                style.named(key),
+                line,
+                **more,
+            )
+            data.append({**found, "hovertemplate": f"seed {seed}, epoch %{{x}}: %{{y:.3f}}"})
+    layout = {
+        **BASE,
+        "height": 340,
+        "margin": {"l": 52, "r": 36, "t": 12, "b": 40},
+        "xaxis": {**AXIS, "title": {"text": "epoch"}},
+        "yaxis": {**AXIS, "title": {"text": "test accuracy"}},
+        "legend": LEGEND,
+    }
+    return {"data": data, "layout": layout}
+
+
+def settling_figure(summary: pd.DataFrame) -> Figure:
+    """Median settling epochs with intervals by method, a line per configuration; accuracy's as a black bar.
+
+    An interval without an upper end runs to the last epoch seen; a median that is not known is not drawn.
+    """
+    groups = frames.groups(summary) if len(summary) else {}
+    if not groups:
+        return blank("no settling epochs measured for this choice")
+    names = [style.named(key) for key in groups]
+    methods = frames.values(summary, "method")
+    looks, data = looks_of(map(str, methods)), []
+    for m, method in enumerate(methods):
+        rows = frames.keep(summary, summary["method"] == method)
+        lift = 0.5 * ((m + 0.5) / len(methods) - 0.5)
+        median = frames.numbers(rows, "median")
+        ends = [frames.numbers(rows, name) for name in ("ci_low", "ci_high")]
+        places = [
+            names.index(style.named(key)) + lift for key in zip(*(rows[k] for k in frames.KEYS), strict=True)
+        ]
+        look = looks[str(method)]
+        last = float(np.nanmax(np.concatenate([frames.numbers(summary, "median"), *ends, [1.0]])))
+        above = np.where(np.isfinite(ends[1]), ends[1], last) - median
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": finite(median),
+                "y": places,
+                "name": str(method),
+                "marker": {"color": look.color, "size": 9},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": finite(np.nan_to_num(above)),
+                    "arrayminus": finite(np.nan_to_num(median - ends[0])),
+                    "color": look.color,
+                },
+                "hovertemplate": "%{x:.3g}",
+            }
+        )
+    first = [part.iloc[0] for part in groups.values()]
+    bar = {"symbol": "line-ns-open", "size": 22, "color": style.ACCURACY, "line": {"width": 3}}
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "accuracy settles",
+            "marker": bar,
+            "x": finite([row["accuracy_median"] for row in first]),
+            "y": list(range(len(first))),
+            "hovertemplate": "%{x:.3g}",
+        }
+    )
+    layout = {
+        **BASE,
+        "height": 130 + 56 * len(names),
+        "margin": {"l": 170, "r": 36, "t": 12, "b": 40},
+        "xaxis": {**AXIS, "title": {"text": "epoch at which maps settle"}, "rangemode": "tozero"},
+        "yaxis": {
+            **AXIS,
+            "tickvals": list(range(len(names))),
+            "ticktext": list(map(two_lines, groups)),
+            "range": [len(names) - 0.5, -0.5],
+        },
+        "legend": LEGEND,
+    }
+    return {"data": data, "layout": layout}
+
+
+def matrices_figure(table: pd.DataFrame, columns: int = 3) -> Figure:
+    """The mean epoch by epoch matrix of one method, a panel per dataset, model and learning rate."""
+    groups = dict(list(frames.groups(table).items())[:MOST_PANELS]) if len(table) else {}
+    if not groups:
+        return blank("no epoch by epoch similarity measured for this choice")
+    layout = facets(list(map(two_lines, groups)), min(columns, len(groups)), high=300)
+    data = []
+    for i, part in enumerate(groups.values()):
+        wide = frames.pivot(part, "epoch_a", "epoch_b")
+        axes = {"xaxis": f"x{i + 1 if i else ''}", "yaxis": f"y{i + 1 if i else ''}"}
+        cells = {
+            "type": "heatmap",
+            "x": wide.columns.tolist(),
+            "y": wide.index.tolist(),
+            "coloraxis": "coloraxis",
+            "z": [finite(row) for row in wide.to_numpy(float)],
+            "hovertemplate": "epoch %{x} and epoch %{y}: %{z:.3f}<extra></extra>",
+        }
+        data.append({**cells, **axes})
+    layout["coloraxis"] = {"colorscale": "Cividis", "cmax": 1, "colorbar": {"thickness": 12}}
+    layout["yaxis"]["title"] = {"text": "epoch"}
+    return {"data": data, "layout": layout}
+
+
+def removal_figure(curves: pd.DataFrame) -> Figure:
+    """Deletion and insertion at the last epoch: mean probability of the target over the pixels changed.
+
+    A panel per kind and configuration, a line per method.
+    """
+    if not len(curves):
+        return blank("no deletion or insertion curves were measured")
+    last = frames.keep(curves, curves["epoch"] == curves["epoch"].max())
+    groups = dict(list(frames.groups(last, [*frames.KEYS, "curve"]).items())[:MOST_PANELS])
+    looks = looks_of(last["method"].astype(str))
+    titles = [f"{key[3]}: {two_lines(key)}" for key in groups]
+    layout, data = facets(titles, min(2, len(groups))), []
+    for i, part in enumerate(groups.values()):
+        axes = {"xaxis": f"x{i + 1 if i else ''}", "yaxis": f"y{i + 1 if i else ''}"}
+        for (method,), rows in frames.groups(part, ["method"]).items():
+            means = frames.pivot(rows.assign(one=0), "fraction", "one")
+            look = looks[str(method)]
+            line = {"color": look.color, "dash": DASHES[look.linestyle], "width": 2}
+            shown = {"legendgroup": str(method), "showlegend": i == 0}
+            data.append(
+                trace(means.index.tolist(), means.to_numpy(float), str(method), line, **shown, **axes)
+            )
+    layout["yaxis"]["title"] = {"text": "probability"}
+    return {"data": data, "layout": layout}

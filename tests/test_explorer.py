@@ -1,0 +1,607 @@
+"""The explorer's data, pictures, figures and callbacks as functions: what is shown is what was recorded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+pytest.importorskip("dash", reason="the explorer needs dash: pip install 'epochlens[explore]'")
+
+from dash.exceptions import PreventUpdate
+from plotly.graph_objects import Figure
+
+from epochlens.errors import UsageError
+from epochlens.measure.ranking import summarise_quality
+from epochlens.record import store
+from epochlens.record.tables import Maps
+from epochlens.show.explorer import (
+    app,
+    command,
+    data,
+    facets,
+    figures,
+    model_page,
+    model_view,
+    pages,
+    panels,
+    pictures,
+    tables_view,
+    view,
+)
+
+METHODS = ["saliency", "integrated_gradients"]
+EPOCHS, IMAGES, SHAPE = 5, 4, (2, 6, 7)
+GRID = [
+    ("digits", model, rate, seed) for model in ("small", "deep") for rate in (0.001, 0.01) for seed in (0, 1)
+]
+
+
+def record_of(dataset: str, model: str, rate: float, seed: int, **more: object) -> dict:
+    name = f"{dataset}-{model}-lr{rate:g}-seed{seed}"
+    about = {"dataset": dataset, "model": model, "learning_rate": rate, "seed": seed, "methods": METHODS}
+    return {"run_id": name, **about, "epochs": EPOCHS - 1, "classes": list(range(10, 20)), **more}
+
+
+def write_epoch(folder: Path, epoch: int, rng: np.random.Generator) -> None:
+    attributions = rng.normal(size=(1, len(METHODS), IMAGES, *SHAPE)).astype(np.float32)
+    samples = np.arange(30, 30 + IMAGES, dtype=np.int32)
+    targets, predictions = (
+        np.array([[0, 1, 2, 3]], np.int32),
+        rng.integers(0, 9, (1, IMAGES)).astype(np.int32),
+    )
+    maps = Maps(attributions, np.array([epoch], np.int32), np.array(METHODS), samples, targets, predictions)
+    store.commit_epoch(folder, epoch, maps, {"accuracy": epoch / 10, "test_loss": 1.0}, None)
+
+
+def write_run(folder: Path, record: dict, epochs: int = EPOCHS, done: bool = True, seed: int = 0) -> None:
+    images = np.random.default_rng(7).random((IMAGES, *SHAPE)).astype(np.float32)
+    store.begin_run(folder, record, images, np.array([0, 1, 2, 3]), np.arange(30, 30 + IMAGES))
+    for epoch in range(epochs):
+        write_epoch(folder, epoch, np.random.default_rng([seed, epoch]))
+    if done:
+        store.finish_run(folder, record)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    """A finished sweep of eight runs."""
+    folder = tmp_path_factory.mktemp("results") / "mine"
+    (folder / "runs").mkdir(parents=True)
+    records = [record_of(*condition) for condition in GRID]
+    store.write_json(folder / "sweep.json", {"settings": {"datasets": ["digits"]}, "runs": records})
+    for i, record in enumerate(records):
+        write_run(folder / "runs" / record["run_id"], record, seed=i)
+    return folder
+
+
+def source_of(folder: Path) -> data.Source:
+    return data.Source(folder, None, data.Cache())
+
+
+def shown(run: str, other: str | None = None, probe: int = 1, methods=METHODS, **more: str) -> list:
+    """The values of the first page's controls."""
+    chosen = {"scale": "own", "change": "none", "reference": "final", "average": "image", **more}
+    return [run, other, probe, methods, *chosen.values()]
+
+
+def first(source: data.Source) -> data.Run:
+    return next(iter(data.find_runs(source.folder).values()))
+
+
+def decoded(uri: str) -> np.ndarray:
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_cosines_are_those_of_the_recorded_maps_at_their_epochs(sweep):
+    source = source_of(sweep)
+    run = first(source)
+    found = data.cosines_of(source, run, "saliency")
+    maps = store.load(run.folder, ["saliency"]).attributions[:, 0].reshape(EPOCHS, IMAGES, -1).astype(float)
+    unit = maps / np.linalg.norm(maps, axis=2, keepdims=True)
+    np.testing.assert_allclose(found["final"], (unit * unit[-1]).sum(2), atol=1e-6)
+    np.testing.assert_allclose(found["previous"][2:], (unit[2:] * unit[1:-1]).sum(2), atol=1e-6)
+    assert np.isnan(found["previous"][:2]).all(), "the untrained network is not a previous epoch"
+    epochs, matrix = data.matrix_of(source, run, "saliency", 3)
+    np.testing.assert_allclose(matrix, unit[:, 3] @ unit[:, 3].T, atol=1e-6)
+    _, mean = data.matrix_of(source, run, "saliency", None)
+    np.testing.assert_allclose(mean[-1], found["final"].mean(1), atol=1e-6)
+    assert epochs.tolist() == list(range(EPOCHS))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(pictures.SCALES), st.integers(1, 11))
+@settings(max_examples=25, deadline=None)
+def test_sheets_hold_the_sign_and_size_of_every_pixel_of_every_epoch(seed, scale, number):
+    rng = np.random.default_rng(seed)
+    flat = rng.normal(size=(number, 5, 3)) * rng.lognormal(size=(number, 1, 1), sigma=2)
+    found = pictures.sprite(flat, scale)
+    sheet, limits = decoded(found.uri), np.array(found.limits)
+    if scale == "shared":
+        assert (limits == pictures.reaches(flat).max()).all()
+    for t, picture in enumerate(flat):
+        row, column = divmod(t, found.columns)
+        cell = sheet[row * 5 : (row + 1) * 5, column * 3 : (column + 1) * 3]
+        redness, strength = cell[..., 0] - cell[..., 2], np.abs(picture) / limits[t]
+        clear = strength > 0.05
+        assert (np.sign(redness)[clear] == np.sign(picture)[clear]).all()
+        assert (cell.min(2)[strength >= 1] < 110).all(), "the deepest colours are dark"
+
+
+def test_own_scale_ignores_the_size_of_maps_and_a_shared_one_shows_it(sweep):
+    flat = np.random.default_rng(0).normal(size=(4, 6, 6))
+    larger = flat * np.array([1, 10, 100, 1000])[:, None, None]
+    own, shared = pictures.sprite(larger), pictures.sprite(larger, "shared")
+    assert own.uri == pictures.sprite(flat).uri
+    assert shared.uri != own.uri
+    assert own.limits[3] == pytest.approx(1000 * pictures.sprite(flat).limits[3])
+    pale = decoded(shared.uri)[:6, :6]
+    assert np.abs(pale[..., 0] - pale[..., 2]).max() < 10, "a map a thousand times weaker is almost white"
+
+
+def test_undefined_pixels_are_grey_and_do_not_touch_the_scale():
+    flat = np.random.default_rng(0).normal(size=(1, 4, 4))
+    broken = flat.copy()
+    broken[0, 1, 2] = np.nan
+    found = decoded(pictures.sprite(broken).uri)
+    assert found[1, 2].tolist() == [190, 190, 190]
+    assert pictures.sprite(np.full((1, 2, 2), np.nan)).limits == [0]
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_changes_since_the_epoch_before_add_up_to_the_map(seed):
+    flat = np.random.default_rng(seed).normal(size=(6, 3, 3))
+    steps = pictures.changed(flat, "previous")
+    assert np.isnan(steps[0]).all()
+    np.testing.assert_allclose(flat[0] + np.cumsum(steps[1:], axis=0), flat[1:], atol=1e-12)
+    np.testing.assert_allclose(pictures.changed(flat, "final") + flat[-1], flat, atol=1e-12)
+    assert pictures.changed(flat, "none") is flat
+
+
+def test_maps_of_any_shape_are_pictures():
+    values = np.random.default_rng(0).normal(size=(5, 3, 4, 6))
+    np.testing.assert_allclose(pictures.summed(values), values.sum(1))
+    np.testing.assert_array_equal(pictures.summed(values[:, 0]), values[:, 0])
+    np.testing.assert_array_equal(pictures.summed(values[:, 0, 0]), values[:, :1, 0])
+    assert pictures.photo(np.linspace(0, 1, 9)).shape == (1, 9, 3)
+    assert pictures.shown_size(8, 8) == (144, 144) and pictures.shown_size(28, 28) == (140, 140)
+    assert max(pictures.shown_size(224, 300)) == pictures.SIDE
+
+
+def test_the_cache_keeps_what_was_used_last_and_stays_below_its_limit():
+    made = []
+
+    def make(key):
+        made.append(key)
+        return np.zeros(100, np.uint8)
+
+    cache = data.Cache(limit=250)
+    for key in "aabacab":
+        cache.get(key, lambda key=key: make(key))
+        assert cache.size <= 250
+    assert made == ["a", "b", "c", "b"], "b made room for c, because a had been used later"
+    cache.get("huge", lambda: np.zeros(1000))
+    assert list(cache.held) == ["huge"], "the newest value stays even where it is too large"
+
+
+VIEWS = st.builds(
+    view.View,
+    st.sampled_from(["digits-small-lr0.001-seed0", "digits-deep-lr0.01-seed1"]),
+    st.sampled_from([None, "digits-deep-lr0.001-seed0"]),
+    st.integers(0, 3),
+    st.integers(0, 4),
+    st.lists(st.sampled_from(METHODS), unique=True, min_size=1).map(tuple),
+    st.sampled_from(pictures.SCALES),
+    st.sampled_from(pictures.CHANGES),
+    st.sampled_from(view.REFERENCES),
+    st.sampled_from(view.AVERAGES),
+)
+
+
+@given(VIEWS)
+@settings(max_examples=40, deadline=None)
+def test_links_bring_back_the_view(sweep, wanted):
+    runs = data.find_runs(sweep)
+    assert view.parse_view(view.query(wanted), runs) == (wanted, [])
+
+
+@given(st.dictionaries(st.text(max_size=8), st.text(max_size=12), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_no_link_breaks_the_page_and_what_is_wrong_is_said(sweep, pairs):
+    from urllib.parse import urlencode
+
+    runs = data.find_runs(sweep)
+    found, problems = view.parse_view("?" + urlencode(pairs), runs)
+    assert found.run in runs
+    assert len(problems) == len([key for key, text in pairs.items() if not known(key, text)])
+
+
+def known(key: str, text: str) -> bool:
+    fields = [name for name in view.View._fields if name != "methods"]
+    return key in fields and (not text or (text.isdecimal() and key in ("probe", "epoch")))
+
+
+def test_a_bad_link_gives_a_message_and_the_default_view(sweep):
+    source = source_of(sweep)
+    page = app.show_page(source, "/", True, "?run=../../etc&probe=900&epoch=77&method=nothing")
+    told = text_of(page[0].to_plotly_json())
+    for word in ("../../etc", "900", "77", "nothing"):
+        assert word in told
+    values = component_values(page)
+    assert (values["run"], values["probe"], values["epoch"]) == (first(source).name, 0, EPOCHS - 1)
+    assert "There is no page /lost" in text_of(app.show_page(source, "/lost", True, "")[0])
+
+
+def accepted(figure: dict) -> list[Any]:
+    """The traces of a figure; plotly raises where a property is not one of its own."""
+    return list(cast(Any, Figure(figure).data))
+
+
+def text_of(page: object) -> str:
+    """Everything on a page as one text."""
+    return json.dumps(page, default=lambda part: part.to_plotly_json(), ensure_ascii=False)
+
+
+def component_values(page: list) -> dict:
+    """The value of every control of a page, by its id."""
+    found: dict = {}
+    for part in walk(page):
+        if getattr(part, "id", None) and hasattr(part, "value"):
+            found[part.id] = part.value
+    return found
+
+
+def walk(part):
+    if isinstance(part, list | tuple):
+        for child in part:
+            yield from walk(child)
+    elif hasattr(part, "_traverse"):
+        yield part
+        for child in part._traverse():
+            if hasattr(child, "_traverse"):
+                yield child
+
+
+def test_every_callback_speaks_of_components_that_a_page_has(sweep):
+    source = source_of(sweep)
+    made = app.make_app(sweep)
+    layouts = [app.layout(source), app.show_page(source, "/", True, "")]
+    layouts += [pages.stability_page(source), pages.quality_page(source)]
+    (first(source).folder / "weights.pt").write_bytes(b"")
+    layouts.append(app.show_page(source, "/model", True, ""))
+    (first(source).folder / "weights.pt").unlink()
+    there = {part.id for part in walk(layouts) if isinstance(getattr(part, "id", None), str)}
+    for key, callback in made.callback_map.items():
+        asked = {entry["id"] for entry in [*callback["inputs"], *callback["state"]]}
+        outputs = {o.split("@")[0].rpartition(".")[0] for o in key.strip(".").split("...")}
+        assert {name for name in asked | outputs if not name.startswith("{")} <= there, key
+    script = (Path(app.__file__).parent / "assets" / "explorer.js").read_text()
+    inside = re.findall(
+        r"namespace\W+epochlens\W+function_name\W+(\w+)", json.dumps(made._callback_list, default=str)
+    )
+    assert inside and all(re.search(rf"^      {name}: function", script, re.M) for name in inside)
+
+
+def test_nothing_that_is_served_names_another_host(sweep):
+    made = app.make_app(sweep)
+    client = made.server.test_client()
+    page = client.get("/").get_data(as_text=True)
+    sources = re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"([^\"]+)\"", page)
+    assert len(sources) > 5 and all(place.startswith("/") and not place.startswith("//") for place in sources)
+    for name in ("explorer.js", "explorer.css"):
+        asset = (Path(app.__file__).parent / "assets" / name).read_text()
+        assert "http" not in asset and "@import" not in asset and "url(" not in asset
+
+
+@pytest.mark.parametrize("condition", GRID)
+def test_the_pickers_of_a_run_pick_that_run(sweep, condition):
+    runs = data.find_runs(sweep)
+    wanted = record_of(*condition)["run_id"]
+    picked = panels.choose(runs, *panels.fields(runs[wanted]), wanted)
+    assert picked is not None and picked.run == wanted
+    other = panels.choose(runs, picked.dataset, "deep", "0.01", wanted)
+    assert other is not None and runs[other.run].record["seed"] == condition[3], "the seed stays"
+    lost = panels.choose(runs, "gone", "gone", "gone", "gone")
+    assert lost is not None and lost.run == first(source_of(sweep)).name
+
+
+def test_a_drawing_shows_each_chosen_method_at_the_chosen_epoch(sweep):
+    source = source_of(sweep)
+    run = first(source)
+    children, figure, start, end, at, remarks, _ = app.draw(source, *shown(run.name), "r", 3, None)
+    maps = [part for part in walk(children) if getattr(part, "className", "") == "sprite"]
+    assert len(maps) == len(METHODS) and not remarks
+    assert (start, end) == (0, EPOCHS - 1) and at is not None
+    columns = int(np.ceil(np.sqrt(EPOCHS)))
+    row, column = divmod(3, columns)
+    height, width = pictures.shown_size(*SHAPE[1:])
+    assert maps[0].style["backgroundPosition"] == f"{-column * width}px {-row * height}px"
+    flat = store.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1)
+    assert maps[0].style["backgroundImage"] == f"url({pictures.sprite(flat).uri})"
+    assert figure["layout"]["shapes"][0]["x0"] == 3
+    only = app.draw(source, *shown(run.name, methods=["integrated_gradients"]), "r", 3, None)[0]
+    flat = store.load(run.folder, ["integrated_gradients"]).attributions[:, 0, 1].sum(1)
+    limits = [part.children for part in walk(only) if getattr(part, "className", "") == "limit"]
+    assert limits == [panels.limit_words(pictures.sprite(flat).limits[3])]
+
+
+def test_sentences_tell_the_recorded_prediction_in_the_datasets_own_classes(sweep):
+    source = source_of(sweep)
+    run = first(source)
+    maps = store.load(run.folder)
+    for t, said in enumerate(panels.sentences(source, run, 2, "saliency")):
+        predicted = int(maps.predictions[t, 2])
+        assert f"predicts {predicted + 10} {'✓' if predicted == 2 else '✗'}" in said
+        assert said.startswith(f"epoch {t} · accuracy {t / 10:.3f}") and said.endswith("class 12")
+
+
+def test_a_second_run_is_dashed_and_shows_the_same_image(sweep):
+    source = source_of(sweep)
+    a, b = list(data.find_runs(sweep))[:2]
+    children, figure, *_, remarks, _ = app.draw(source, *shown(a, b), "r", 2, None)
+    assert len([p for p in walk(children) if getattr(p, "className", "") == "panel run"]) == 2
+    assert not remarks
+    dashes = {trace.name: trace.line.dash for trace in accepted(figure)}
+    assert dashes["saliency (A)"] == "solid" and dashes["saliency (B)"] == "dash"
+
+
+def test_a_run_with_other_images_is_said_to_show_another(tmp_path):
+    for name, shift in (("one", 0), ("two", 1)):
+        write_run(tmp_path / name, record_of("digits", "small", 0.1, shift))
+    with np.load(tmp_path / "two" / "probe.npz") as probe:
+        images = {**probe, "indices": probe["indices"][::-1]}
+    source, runs = source_of(tmp_path), data.find_runs(tmp_path)
+    assert panels.place(source, runs["one"], runs["two"], 1) == (1, "")
+    np.savez(tmp_path / "two" / "probe.npz", **{**images, "images": images["images"][::-1]})
+    assert panels.place(source_of(tmp_path), runs["one"], runs["two"], 1) == (2, ""), (
+        "the same image, elsewhere"
+    )
+    np.savez(tmp_path / "two" / "probe.npz", **{**images, "images": 1 - images["images"]})
+    position, remark = panels.place(source_of(tmp_path), runs["one"], runs["two"], 1)
+    assert position == 1 and "did not record" in remark
+
+
+def test_a_running_sweep_is_followed_as_it_grows(tmp_path):
+    source = source_of(tmp_path / "live")
+    assert "No run here yet" in text_of(app.show_page(source, "/", False, ""))
+    folder = source.folder / "runs" / "r"
+    record = {**record_of("digits", "small", 0.1, 0), "run_id": "r"}
+    revision, appeared, *_ = app.refresh(source, 0, None, False)
+    folder.parent.mkdir(parents=True)
+    store.write_json(source.folder / "sweep.json", {"runs": [record, {**record, "run_id": "later"}]})
+    assert data.find_runs(source.folder)["r"].status == "waiting"
+    waiting = app.draw(source, *shown("r"), "x", 0, None)
+    assert "has no recorded epoch yet" in str(waiting[5])
+    write_run(folder, record, epochs=3, done=False)
+    now, appeared, told, pause = app.refresh(source, 1, revision, False)
+    assert (appeared, pause) == (True, app.LIVE) and "1 running" in told and "1 waiting" in told
+    with pytest.raises(PreventUpdate):
+        app.refresh(source, 2, now, True)
+    begun = app.draw(source, *shown("r"), now, 0, waiting[6])
+    assert begun[3:5] == (2, 2), "a page that waited follows from the first epoch"
+    mark = begun[6]
+    write_epoch(folder, 3, np.random.default_rng(3))
+    assert app.refresh(source, 3, now, True)[0] != now
+    at_end = app.draw(source, *shown("r"), "new", 2, mark)
+    assert at_end[3:5] == (3, 3), "at the newest epoch the slider follows"
+    back = app.draw(source, *shown("r"), "new", 1, mark)
+    assert back[3] == 3 and back[4] not in (2, 3), "elsewhere it stays"
+    write_epoch(folder, 4, np.random.default_rng(4))
+    store.finish_run(folder, record)
+    assert data.find_runs(source.folder)["r"].status == "done"
+    assert app.draw(source, *shown("r"), "end", 3, at_end[6])[3] == 4
+
+
+def test_the_pair_of_a_clicked_cell_is_on_one_scale(sweep):
+    source = source_of(sweep)
+    run = first(source)
+    found, hidden = app.draw_pair(source, {"points": [{"x": 4, "y": 1}]}, None, *shown(run.name))
+    assert not hidden and found[0].children == "Epochs 1 and 4"
+    limits = [part.children for part in walk(found) if getattr(part, "className", "") == "limit"]
+    flat = store.load(run.folder, METHODS).attributions[[1, 4], :, 1].sum(2)
+    wanted = [panels.limit_words(pictures.reaches(flat[:, m]).max()) for m in range(2)]
+    assert limits[:4] == wanted * 2
+    assert app.draw_pair(source, None, None, *shown(run.name)) == ([], True)
+
+
+def test_exports_hold_what_is_shown(sweep):
+    source = source_of(sweep)
+    run, chosen = first(source), app.as_view(shown(first(source).name, change="final"))
+    table = pd.read_csv(io.StringIO(panels.export_maps(source, run, 1, chosen, 2)))
+    maps = store.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1, dtype=float)
+    values = table[table["method"] == "saliency"].pivot(index="row", columns="column", values="value")
+    np.testing.assert_allclose(values.to_numpy(), maps[2] - maps[-1], rtol=1e-6, atol=1e-6)
+    assert set(table["epoch"]) == {2} and set(table["test_image"]) == {31}
+    runs = data.find_runs(sweep)
+    curves = pd.read_csv(io.StringIO(panels.export_curves(panels.curves(source, runs, chosen), chosen)))
+    np.testing.assert_allclose(curves["saliency"], data.cosines_of(source, run, "saliency")["final"][:, 1])
+    picture = Image.open(io.BytesIO(panels.export_png(source, run, 1, chosen, 2)))
+    assert picture.width > 3 * 160 and len(picture.getcolors(2**20) or []) > 20
+
+
+@pytest.fixture(scope="module")
+def tables(sweep) -> dict[str, pd.DataFrame]:
+    rng, rows = np.random.default_rng(0), []
+    for dataset, model, rate, seed in GRID:
+        keys = {"dataset": dataset, "model": model, "learning_rate": rate, "seed": seed}
+        keys |= {"metric": "sparseness", "n": 4, "n_undefined": 0}
+        for method, epoch in [(method, epoch) for method in METHODS for epoch in range(3)]:
+            rows.append({**keys, "method": method, "epoch": epoch, "value": rng.random()})
+    by_seed = pd.DataFrame(rows)
+    quality = summarise_quality(by_seed, {"sparseness": "higher"})
+    one = quality.drop_duplicates(["dataset", "model", "learning_rate", "method"])
+    more = {"reference": "final", "median": 2.0, "accuracy_median": 1.0, "n_censored": 0}
+    curves = by_seed.rename(columns={"metric": "curve"}).assign(curve="deletion")
+    pairs = pd.DataFrame({"epoch_a": [0, 0, 1], "epoch_b": [0, 1, 1], "value": [1, np.nan, 1]})
+    curves = pd.concat([curves.assign(fraction=f) for f in (0.0, 0.5, 1.0)])
+    return {
+        "quality_summary": quality,
+        "stability_summary": quality.assign(reference="final"),
+        "settling_summary": one.assign(**more),
+        "epoch_matrix": one.merge(pairs, "cross"),
+        "epochs": by_seed.assign(accuracy=by_seed["value"]).query("method == 'saliency'"),
+        "quality_curves": curves,
+    }
+
+
+def test_figures_of_tables_are_ones_that_plotly_accepts_and_hold_the_numbers(tables):
+    means = facets.means_figure(tables["quality_summary"], "sparseness")
+    lines = [trace for trace in accepted(means) if trace.fill is None]
+    assert len(lines) == 4 * len(METHODS)
+    wanted = tables["quality_summary"].query(
+        "model == 'deep' and learning_rate == 0.001 and method == 'saliency'"
+    )
+    drawn = next(trace for trace in lines if trace.name == "saliency" and trace.xaxis == "x")
+    np.testing.assert_allclose(drawn.y, wanted["mean"])
+    assert {trace.line.color for trace in lines if trace.name == "saliency"} == {drawn.line.color}
+    made = [
+        facets.accuracy_figure(tables["epochs"]),
+        facets.settling_figure(tables["settling_summary"]),
+        facets.matrices_figure(tables["epoch_matrix"].query("method == 'saliency'")),
+        facets.removal_figure(tables["quality_curves"]),
+        figures.bars_figure(["a", "b"], [0.3, 0.7], 0),
+        figures.matrix_figure(np.arange(3), np.eye(3) * np.nan, 1),
+    ]
+    for figure in made:
+        assert len(accepted(figure))
+        json.dumps(figure, allow_nan=False)
+    for empty in (facets.means_figure(pd.DataFrame(), "x"), facets.removal_figure(pd.DataFrame())):
+        assert not accepted(empty)
+
+
+def test_the_table_pages_read_what_the_analysis_wrote(sweep, tables, tmp_path):
+    folder = tmp_path / "copy"
+    (folder / "tables").mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_parquet(folder / "tables" / f"{name}.parquet")
+    source = source_of(folder)
+    *drawn, held = tables_view.show_stability(source, "sparseness", "final", "saliency")
+    assert all(accepted(figure) for figure in drawn)
+    at = held["stability_summary"]["columns"].index("mean")
+    values = [row[at] for row in held["stability_summary"]["rows"]]
+    np.testing.assert_allclose(values, tables["stability_summary"]["mean"])
+    assert held["comparisons"] == {"columns": [], "rows": [], "total": 0}
+    assert accepted(tables_view.show_quality(source, "sparseness")[0])
+    assert "sparseness" in component_values(pages.quality_page(source))["quality-metric"]
+    assert not any(pages.lacking(source, data.table_of(source, "stability_summary")))
+    assert "sweeps.analyze" in pages.lacking(source_of(sweep), None)[0]
+
+
+def test_tables_keep_order_and_leave_out_what_is_undefined():
+    frame = pd.DataFrame({"a": [2.5, np.nan, np.inf], "b": ["x", None, "y"], "grid_runs": [1, 1, 1]})
+    found = tables_view.rows_of(frame)
+    assert found["columns"] == ["a", "b"]
+    assert found["rows"] == [(2.5, "x"), (None, None), (None, "y")]
+    long = tables_view.rows_of(pd.DataFrame({"n": range(tables_view.MOST_ROWS + 5)}))
+    assert (len(long["rows"]), long["total"]) == (tables_view.MOST_ROWS, tables_view.MOST_ROWS + 5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a real network on the embedded digits, with its weights saved."""
+    import torch
+    from torch import nn
+
+    folder = tmp_path_factory.mktemp("trained")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = nn.Sequential(
+            nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+        )
+    record = record_of("digits", "small", 0.1, 0, classes=list(range(10)))
+    write_run(folder / "run", record)
+    torch.save(network.state_dict(), folder / "run" / "weights.pt")
+    return folder, network
+
+
+def test_a_saved_network_explains_as_it_would_in_memory(trained):
+    import torch
+
+    from epochlens.attribute.methods import attribute
+
+    folder, network = trained
+    source, run = source_of(folder), data.find_runs(folder)["run"]
+    found = model_page.load(source, run, "last")
+    image, label = found.images[5], int(found.labels[5])
+    before = torch.random.get_rng_state()
+    maps = model_view.explain(found.network, image, label, METHODS)
+    layers = model_view.feature_maps(found.network, image)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for method in METHODS:
+        wanted = attribute(network, torch.from_numpy(image[None]), torch.tensor([label]), method)[0]
+        np.testing.assert_allclose(np.asarray(maps[method]), wanted.numpy(), rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        output = network[0](torch.from_numpy(image[None]))[0].numpy()
+    np.testing.assert_allclose(layers["0 Conv2d"], output, rtol=1e-5, atol=1e-6)
+    assert not found.network[0]._forward_hooks
+    logits = network(torch.from_numpy(image[None])).detach()
+    wanted = torch.softmax(logits, 1)[0].numpy()
+    np.testing.assert_allclose(model_view.probabilities(found.network, image[None])[0], wanted, rtol=1e-5)
+
+
+def test_the_model_page_tells_mistakes_in_words(trained, sweep):
+    folder, _ = trained
+    source = source_of(folder)
+    children, last = model_page.show_explained(source, "run", "last", 5, "3", METHODS)
+    assert "maps explain class 3" in text_of(children)
+    assert last == len(model_page.load(source, data.find_runs(folder)["run"], "last").labels) - 1
+    told = str(model_page.show_explained(source, "run", "last", 10**6, "label", METHODS)[0])
+    assert "is not there" in told
+    assert "were not saved" in str(model_page.show_explained(source, "run", "77", 0, "label", METHODS)[0])
+    assert "not in this sweep" in str(
+        model_page.show_explained(source, "gone", "last", 0, "label", METHODS)[0]
+    )
+    assert "saved weights" in str(model_page.layout(data.find_runs(sweep), ""))
+    (folder / "run" / "weights-0002.pt").write_bytes(b"not a network")
+    assert list(data.weights_of(data.find_runs(folder)["run"])) == ["last", "2"]
+    assert model_page.show_explained(source, "run", "2", 0, "label", METHODS)[0][0].className == "notice"
+
+
+def test_sweeps_are_found_by_name_by_path_or_as_the_latest(sweep, tmp_path):
+    assert command.find_sweep("mine", sweep.parent) == sweep
+    assert command.find_sweep(str(sweep), tmp_path) == sweep
+    assert command.find_sweep(None, sweep.parent) == sweep
+    assert command.find_sweep("soon", tmp_path) == tmp_path / "soon", "a sweep that has not begun"
+    with pytest.raises(UsageError, match="did you mean 'mine'"):
+        command.find_sweep("mime", sweep.parent)
+
+
+def test_mistakes_on_the_command_line_are_usage_errors(sweep, monkeypatch):
+    results = ["--results-dir", str(sweep.parent)]
+    for port in ("-1", "70000", "eight"):
+        with pytest.raises(UsageError, match="0 to 65535"):
+            command.explore(["mine", f"--port={port}", *results])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match="another --port"):
+            command.explore(["mine", "--port", str(taken.getsockname()[1]), *results])
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=re.escape("pip install 'epochlens[explore]'")):
+        command.explore(["mine", *results])
+
+
+def test_help_and_usage_errors_answer_before_dash_loads():
+    code = (
+        "from epochlens.show.explorer.command import explore\n"
+        "try: explore(['--port', 'x'])\n"
+        "except ValueError as error: print(error)\n"
+        "import sys\n"
+        "print(sorted({'dash', 'plotly', 'torch', 'ray', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
