@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from epochlens.attribute.methods import attribute
-from epochlens.learn import data, models, streams, training
+from epochlens.errors import UsageError
+from epochlens.learn import data, models, ops, streams, training
 
 EPOCHS, BATCH = 3, 128
 
@@ -29,12 +30,17 @@ class Numbered(TensorDataset):
         return (*super().__getitem__(index), index)
 
 
+def as_written_by_hand(model: nn.Module) -> nn.Module:
+    """The same weights in PyTorch's own layers."""
+    return nn.Sequential(*model.children())
+
+
 def plain_loop(factory, splits, seed: int, rate: float, probe: torch.Tensor):
-    """The loop a researcher writes by hand. Returns per epoch: order, train loss, accuracy, saliency maps."""
+    """The loop a researcher writes by hand. Returns per epoch: order, train loss, accuracy, maps, weights."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    model = factory(1, 10)
+    model = as_written_by_hand(models.build(factory, (1, 8, 8), 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     train = DataLoader(Numbered(splits.x_train, splits.y_train), BATCH, shuffle=True)
     test = DataLoader(TensorDataset(splits.x_test, splits.y_test), BATCH)
@@ -55,12 +61,13 @@ def plain_loop(factory, splits, seed: int, rate: float, probe: torch.Tensor):
         images = splits.x_test[probe].clone().requires_grad_()
         score = model(images).gather(1, splits.y_test[probe][:, None]).sum()
         maps = torch.autograd.grad(score, images)[0]
-        history.append((order, total / len(splits.x_train), hits / len(splits.x_test), maps))
+        values = [value.clone() for value in model.state_dict().values()]
+        history.append((order, total / len(splits.x_train), hits / len(splits.x_test), maps, values))
     return history
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e-2])
-@pytest.mark.parametrize("name", ["small", "deep"])
+@pytest.mark.parametrize("name", models.MODELS)
 def test_trajectory_equals_the_plain_dataloader_loop(digits, name, rate, monkeypatch):
     orders = []
     draw = streams.draw_permutation
@@ -72,15 +79,18 @@ def test_trajectory_equals_the_plain_dataloader_loop(digits, name, rate, monkeyp
     found = []
     for epoch in training.train(trajectory, digits, EPOCHS, BATCH):
         maps = attribute(trajectory.model, digits.x_test[probe], digits.y_test[probe], "saliency")
-        found.append((epoch, maps))
-    assert [epoch.epoch for epoch, _ in found] == [0, 1, 2, 3]
-    for order, (epoch, maps), (plain_order, loss, accuracy, plain_maps) in zip(
+        found.append((epoch, maps, weights(trajectory)))
+    assert [epoch.epoch for epoch, *_ in found] == [0, 1, 2, 3]
+    rounded = isinstance(trajectory.model, ops.PooledNetwork)
+    rtol, atol = (1e-4, 1e-6) if rounded else (0, 0)
+    for order, (epoch, maps, values), (plain_order, loss, accuracy, plain_maps, plain_values) in zip(
         orders, found[1:], expected, strict=True
     ):
         assert order.tolist() == plain_order
         assert epoch.accuracy == accuracy
         assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
-        torch.testing.assert_close(maps, plain_maps, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(maps, plain_maps, rtol=rtol, atol=atol)
+        torch.testing.assert_close(values, plain_values, rtol=rtol, atol=atol)
 
 
 class Dropper(nn.Module):
@@ -97,17 +107,21 @@ class Dropper(nn.Module):
         return self.head(self.body(x))
 
 
+FACTORIES = {"dropper": Dropper} | {name: entry.factory for name, entry in models.MODELS.items()}
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+SETTINGS = [("dropper", {"name": "adam"}), ("dropper", SGD), ("deep", {"precision": "bf16"})]
+SETTINGS += [(name, {}) for name in models.MODELS]
+
+
 def weights(trajectory: training.Trajectory) -> list[torch.Tensor]:
     return [value.clone() for value in trajectory.model.state_dict().values()]
 
 
-@pytest.mark.parametrize(
-    "optimizer", [{"name": "adam"}, {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}]
-)
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
 @pytest.mark.parametrize("stop", [0, 1, 3])
-def test_resumed_trajectory_is_bit_identical(digits, stop, optimizer):
+def test_resumed_trajectory_is_bit_identical(digits, stop, name, settings):
     def fresh():
-        return training.begin(Dropper, (1, 8, 8), 10, 3, learning_rate=0.01, **optimizer)
+        return training.begin(FACTORIES[name], (1, 8, 8), 10, 3, learning_rate=0.01, **settings)
 
     straight = fresh()
     epochs = [e[:4] for e in training.train(straight, digits, 4, BATCH)]
@@ -120,6 +134,62 @@ def test_resumed_trajectory_is_bit_identical(digits, stop, optimizer):
     rest = [e[:4] for e in training.train(second, digits, 4, BATCH)]
     assert rest == epochs[stop + 1 :]
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(second), strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_a_resumed_torchvision_classifier_is_bit_identical(name):
+    """Batch statistics, dropout and stochastic depth: the first live in the model, the others draw."""
+    pytest.importorskip("torchvision")
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(24, 1, 32, 32, generator=generator), torch.arange(24) % 3
+    splits = training.TensorSplits(images[:16], labels[:16], images[16:], labels[16:])
+
+    def fresh():
+        factory = models.model_factory(f"torchvision:{name}")
+        return training.begin(factory, (1, 32, 32), 3, 4, learning_rate=1e-3)
+
+    straight = fresh()
+    epochs = [e[:4] for e in training.train(straight, splits, 2, 8)]
+    first = fresh()
+    for _ in zip(range(2), training.train(first, splits, 2, 8), strict=False):
+        saved = training.to_bytes(first)
+    second = fresh()
+    training.restore(second, saved)
+    assert [e[:4] for e in training.train(second, splits, 2, 8)] == epochs[2:]
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(second), strict=True))
+
+
+@pytest.mark.parametrize("name", ["deep", "lenet"])
+def test_bfloat16_follows_float32_and_keeps_its_weights_in_it(digits, name):
+    def run(precision):
+        factory = models.MODELS[name].factory
+        trajectory = training.begin(factory, (1, 8, 8), 10, 2, learning_rate=1e-3, precision=precision)
+        return list(training.train(trajectory, digits, 2, BATCH)), trajectory
+
+    (exact, reference), (rounded, trajectory) = run("fp32"), run("bf16")
+    state = [*weights(trajectory), *trajectory.optimizer.state_dict()["state"][0].values()]
+    assert all(value.dtype == torch.float32 for value in state if value.is_floating_point())
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.test_loss == pytest.approx(a.test_loss, rel=0.05)
+        assert b.test_loss != a.test_loss  # the evaluation is rounded, too
+    moved = torch.cat([w.flatten() for w in weights(reference)])
+    apart = torch.cat([w.flatten() for w in weights(trajectory)]) - moved
+    assert 0 < apart.norm() < 0.1 * moved.norm()
+
+
+def test_an_unknown_precision_is_told():
+    with pytest.raises(UsageError, match="precision: 'fp64'"):
+        training.begin(Dropper, (1, 8, 8), 10, 0, precision="fp64")
+
+
+def test_evaluation_does_not_depend_on_its_batches(digits):
+    model = training.begin(Dropper, (1, 8, 8), 10, 0).model
+    images, labels = digits.x_test, digits.y_test
+    whole = training.evaluate(model, images, labels, len(images))
+    for size in (1, 7, 128):
+        loss, accuracy = training.evaluate(model, images, labels, size)
+        assert accuracy == whole[1]
+        assert loss == pytest.approx(whole[0], rel=1e-5)
 
 
 def position():

@@ -1,4 +1,7 @@
-"""MODELS: name -> factory(in_channels, num_classes). A new model is one function and one line."""
+"""MODELS: name -> factory(in_channels, num_classes). A new model is one function and one line.
+
+Factories whose layers depend on the image also take `size`, its height and width in pixels; `build` gives it.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,19 @@ from epochlens.lazy import LazyModule
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from epochlens.learn import ops
 else:
     torch, nn = LazyModule("torch"), LazyModule("torch.nn")
+    ops = LazyModule("epochlens.learn.ops")
 
-Factory = Callable[[int, int], "nn.Module"]
+Factory = Callable[..., "nn.Module"]
+"""(in_channels, num_classes) -> untrained model; a few built-in ones also take size=(height, width)"""
 
 
 def small(in_channels: int, num_classes: int) -> nn.Module:
     """One convolution to 16 channels, ReLU, global average pool, linear head."""
-    return nn.Sequential(
+    return ops.PooledNetwork(
         nn.Conv2d(in_channels, 16, 3),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
@@ -34,7 +41,7 @@ def small(in_channels: int, num_classes: int) -> nn.Module:
 
 def deep(in_channels: int, num_classes: int) -> nn.Module:
     """Two convolutions to 32 and 64 channels, each with ReLU, global average pool, linear head."""
-    return nn.Sequential(
+    return ops.PooledNetwork(
         nn.Conv2d(in_channels, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
@@ -45,16 +52,84 @@ def deep(in_channels: int, num_classes: int) -> nn.Module:
     )
 
 
+def lenet(in_channels: int, num_classes: int, size: tuple[int, int]) -> nn.Module:
+    """Two blocks of convolution, batch norm, ReLU and max pooling, then three linear layers with dropout."""
+    height, width = size
+    return nn.Sequential(
+        *_normed_block(in_channels, 16),
+        *_normed_block(16, 32),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 128),
+        nn.Dropout(0.4),
+        nn.ReLU(),
+        nn.Linear(128, 64),
+        nn.Dropout(0.4),
+        nn.ReLU(),
+        nn.Linear(64, num_classes),
+    )
+
+
+def _normed_block(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
+
+
+def gapnet(in_channels: int, num_classes: int) -> nn.Module:
+    """Three padded convolutions to 8, 16 and 32 channels with leaky ReLU, global average pool, linear."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.LeakyReLU(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, num_classes),
+    )
+
+
+def dropnet(in_channels: int, num_classes: int, size: tuple[int, int]) -> nn.Module:
+    """Three padded convolutions with ReLU, one max pooling and one dropout, then two linear layers."""
+    height, width = size
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 2) * (width // 2), 128),
+        nn.ReLU(),
+        nn.Linear(128, num_classes),
+    )
+
+
 class Architecture(NamedTuple):
-    """A built-in model: its factory and the smallest image side it accepts, in pixels."""
+    """A built-in model: what can be known of it without torch."""
 
     factory: Factory
     smallest: int
+    """the smallest image side that it accepts, in pixels"""
+    pooled: bool
+    """global average pool and one linear head: class activation maps exist"""
+    sized: bool = False
+    """the factory takes the image's size"""
 
 
 MODELS = {
-    "small": Architecture(small, smallest=3),
-    "deep": Architecture(deep, smallest=5),
+    "small": Architecture(small, smallest=3, pooled=True),
+    "deep": Architecture(deep, smallest=5, pooled=True),
+    "lenet": Architecture(lenet, smallest=4, pooled=False, sized=True),
+    "gapnet": Architecture(gapnet, smallest=1, pooled=True),
+    "dropnet": Architecture(dropnet, smallest=2, pooled=False, sized=True),
 }
 ALSO = ", or torchvision:NAME, or pkg.module:factory called as factory(in_channels, num_classes)"
 
@@ -102,6 +177,13 @@ def model_factory(spec: str) -> Factory:
     raise unknown("models", spec, MODELS, ALSO)
 
 
+def build(factory: Factory, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The factory's model for images of shape (C, H, W), untrained, drawn from torch's global stream."""
+    if any(entry.sized and entry.factory is factory for entry in MODELS.values()):
+        return factory(shape[0], num_classes, size=shape[1:])
+    return factory(shape[0], num_classes)
+
+
 def check_model(spec: str, shape: tuple[int, int, int], num_classes: int) -> None:
     """Raises UsageError unless the model maps images [N, *shape] to logits [N, num_classes].
 
@@ -114,7 +196,7 @@ def check_model(spec: str, shape: tuple[int, int, int], num_classes: int) -> Non
         return
     factory = model_factory(spec)
     try:
-        model = factory(shape[0], num_classes).eval()
+        model = build(factory, shape, num_classes).eval()
         with torch.no_grad():
             found = tuple(model(torch.zeros(2, *shape)).shape)
     except Exception as error:
