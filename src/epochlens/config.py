@@ -23,6 +23,7 @@ NUMERICS = 2
 """raised by hand whenever the code changes the numbers of a run, so that old and new results never mix"""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adam", "sgd")
+PRECISIONS = ("fp32", "bf16")
 TARGETS = ("label", "predicted")
 KEEP_WEIGHTS = ("last", "all", "none")
 ALL = "all"
@@ -63,12 +64,14 @@ class Sweep:
     optimizer: str = _setting("adam", "optimizer", choices=OPTIMIZERS)
     momentum: float = _setting(0.0, "momentum of sgd", least=0)
     weight_decay: float = _setting(0.0, "weight decay", least=0)
+    precision: str = _setting("fp32", "precision of training; weights stay fp32", choices=PRECISIONS)
     data_dir: str = _setting("data", "folder of datasets that are files; absent ones are downloaded there")
     results_dir: str = _setting("results", "folder of results")
     plots_dir: str = _setting("plots", "folder of figures and report")
     device: str = _setting("auto", "where trials train", choices=DEVICES)
     cpus_per_trial: float = _setting(1.0, "CPUs per trial, fractions allowed", above=0)
     gpus_per_trial: float | None = _setting(None, "GPUs per trial, fractions allowed", least=0)
+    stall_timeout: float = _setting(600.0, "seconds without a report before a trial is restarted", above=0)
     max_failures: int = _setting(3, "times a trial whose worker died is started again", least=0)
     address: str | None = _setting(None, "address of a Ray cluster; without it one is started here")
     dashboard: bool = _setting(True, "serve the Ray dashboard while the sweep runs")
@@ -94,6 +97,7 @@ class Run:
     optimizer: str
     momentum: float
     weight_decay: float
+    precision: str
     methods: tuple[str, ...]
     method_code: tuple[str, ...]
     """hashes of the source files of users' methods, and versions of libraries' ones"""

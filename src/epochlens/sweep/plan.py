@@ -48,6 +48,7 @@ def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> list[Run]:
             optimizer=sweep.optimizer,
             momentum=sweep.momentum,
             weight_decay=sweep.weight_decay,
+            precision=sweep.precision,
             methods=methods[spec, model],
             method_code=tuple(method_code(method) for method in methods[spec, model]),
             quality=sweep.quality,
@@ -85,6 +86,12 @@ def record_sweep(folder: Path, sweep: Sweep, runs: Sequence[Run], about: Mapping
 
 
 def set_stale_aside(folder: Path, tasks: Sequence[Task]) -> list[Path]:
-    """Moves corrupt runs out of the way, so that they are done anew; returns where they are kept."""
+    """Moves corrupt runs out of the way, so that they are done anew; returns where they are kept.
+
+    What a crash left in finished runs goes, too.
+    """
+    for task in tasks:
+        if task.status == "done":
+            store.remove_working_files(run_folder(folder, task.run.run_id))
     corrupt = [task.run.run_id for task in tasks if task.status == "corrupt"]
     return [store.set_aside(run_folder(folder, run_id)) for run_id in corrupt]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,9 +78,8 @@ def captum_gradcam(model: nn.Module, images: Tensor, targets: Tensor) -> np.ndar
     """captum's Grad-CAM of the last activation, resized to the image."""
     from captum.attr import LayerAttribution, LayerGradCam
 
-    maps = LayerGradCam(model, last_activation(model)).attribute(
-        images, target=targets, relu_attributions=True
-    )
+    method: Any = LayerGradCam(model, last_activation(model))
+    maps = method.attribute(images, target=targets, relu_attributions=True)
     return resized(LayerAttribution.interpolate(maps, images.shape[2:], "bilinear"), images)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from epochlens.errors import UsageError, unknown
-from epochlens.sweep.bench.timing import Result, measure
+from epochlens.sweep.bench.timing import Comparison, Result, measure
 from epochlens.sweep.progress import duration, grid_table
 
 PARTS = ("training", "attribution", "quality", "stability", "storage", "overhead", "memory", "gpu")
@@ -68,8 +68,8 @@ def run_part(part: str, quick: bool) -> Iterator[Result | str]:
     """The results of one part, and what it says of itself in words."""
     one_thread()
     module: Any = importlib.import_module(f"epochlens.sweep.bench.{part}")
-    for comparison in module.comparisons(quick):
-        yield comparison if isinstance(comparison, str) else measure(comparison, 3 if quick else 9)
+    for item in module.comparisons(quick):
+        yield measure(item, 3 if quick else 9) if isinstance(item, Comparison) else item
 
 
 def one_thread() -> None:
@@ -88,7 +88,9 @@ def line(result: Result) -> str:
 
 def row(result: Result) -> list[str]:
     """The table's row of a result."""
-    spread = f"{result.ratio_low:.1f} to {result.ratio_high:.1f}"
+    spread = (
+        f"{result.ratio_low:.1f} to {result.ratio_high:.1f}" if result.ratio_low == result.ratio_low else ""
+    )
     limit = f"{result.limit:.0%}" if result.limit == result.limit else ""
     return [
         result.part,
