@@ -22,6 +22,8 @@ PARTS = ("training", "attribution", "quality", "stability", "storage", "overhead
 """modules beside this one, each with `comparisons(quick)`"""
 ALL = "all"
 SLOW = 1.0
+"""seconds from which on times are told in seconds"""
+PLAIN_WIDTH = 220
 HEADER = ["part", "work", "peer", "ours", "peer's", "ratio", "spread", "at least", "of the limit"]
 
 
@@ -42,6 +44,8 @@ def bench(arguments: Sequence[str]) -> int:
         raise UsageError("json", given.json, "lies in a folder that does not exist")
     chosen = PARTS if ALL in given.parts else tuple(given.parts)
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
     started = time.monotonic()
     results, notes = [], []
     for part in chosen:

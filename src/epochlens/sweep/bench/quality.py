@@ -14,6 +14,7 @@ from epochlens.attribute.methods import attribute
 from epochlens.attribute.quality import evaluate
 from epochlens.lazy import LazyModule
 from epochlens.learn import models
+from epochlens.sweep.bench.attribution import plain_layers
 from epochlens.sweep.bench.timing import Comparison, largest_difference
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def compare(
         return evaluate(*subject, metric, generator=generator, **options).numpy()
 
     task = f"{metric} of {IMAGES} MNIST-sized images, `{name}`"
+    plain = plain_layers(subject[0])
     return Comparison(
-        "quality", task, "Quantus", ours, lambda: peer(*subject), largest_difference, 1e-3, target
+        "quality", task, "Quantus", ours, lambda: peer(plain, *subject[1:]), largest_difference, 1e-3, target
     )
 
 

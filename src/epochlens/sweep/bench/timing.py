@@ -97,6 +97,16 @@ def largest_difference(a: Any, b: Any) -> float:
     return float(np.abs(a[both] - b[both]).max(initial=0) / scale)
 
 
+def relative_norm(a: Any, b: Any) -> float:
+    """Norm of a - b over the norm of b.
+
+    For gradients in float32: a unit that is zero to rounding may be on in one and off in the other, which
+    shows in a few values and not in their norm.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b)) if a.shape == b.shape else float("inf")
+
+
 def matmul_peak(dtype: str = "float32", seconds: float = 0.5) -> float:
     """Measured floating-point operations per second of large matrix products on one thread."""
     import torch
