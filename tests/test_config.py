@@ -36,7 +36,11 @@ def test_run_id_names_the_run_and_depends_on_every_field():
         "optimizer": "sgd",
         "momentum": 0.5,
         "weight_decay": 0.1,
+        "precision": "bf16",
         "methods": ("saliency",),
+        "method_code": ("other",),
+        "quality": ("sparseness",),
+        "quality_every": 2,
         "probe_samples": 5,
         "probe_seed": 4,
         "target": "predicted",
@@ -120,7 +124,7 @@ MISTAKES = [
     (["--name", "a" * 65], "64"),
     (["--name", "a\nb"], "letters"),
     (["--results-dir", "/proc/nowhere"], "cannot be written"),
-    (["nothing"], "Choices: digits, paper"),
+    (["nothing"], "Choices: digits, gallery, paper, quality"),
     (["nothing.toml"], "cannot be read"),
 ]
 

@@ -20,7 +20,7 @@ from epochlens.lazy import LazyModule
 if TYPE_CHECKING:
     from epochlens.record import export as exporting
     from epochlens.show.explorer import command as explorer
-    from epochlens.sweep import analysis, driver, explain_command, grid_run
+    from epochlens.sweep import analysis, cost_command, driver, explain_command, grid_run
     from epochlens.sweep.bench import command as bench_command
 else:
     exporting = LazyModule("epochlens.record.export")
@@ -28,6 +28,7 @@ else:
     analysis = LazyModule("epochlens.sweep.analysis")
     driver = LazyModule("epochlens.sweep.driver")
     bench_command = LazyModule("epochlens.sweep.bench.command")
+    cost_command = LazyModule("epochlens.sweep.cost_command")
     explain_command = LazyModule("epochlens.sweep.explain_command")
     grid_run = LazyModule("epochlens.sweep.grid_run")
 
@@ -200,12 +201,19 @@ def explore(arguments: Sequence[str]) -> int:
     return explorer.explore(arguments)
 
 
+@usage_errors_named
+def cost(arguments: Sequence[str]) -> int:
+    """Counts what explaining an image costs, method by method."""
+    return cost_command.cost(arguments)
+
+
 COMMANDS = {
     "grid": grid,
     "analyze": analyze,
     "explore": explore,
     "explain": explain,
     "export": export,
+    "cost": cost,
     "bench": bench,
 }
 

@@ -199,7 +199,8 @@ class _LonePooled(torch.autograd.Function):
     """One convolution of images that need no gradient: two matrix products an image, none on the way back.
 
     With an image's patches p [J,P], whose last row of ones carries the bias, and the mask m = [p' w > 0], the
-    sums s = p m / P [J,K] give the mean, sum_j s w, and are its gradient by w [J,K].
+    sums s = p m / P [J,K] give the mean, sum_j s w, and are its gradient by w [J,K]; they do not vary with w
+    while no sign changes, so that what is returned can be differentiated again.
     """
 
     @staticmethod
@@ -217,16 +218,14 @@ class _LonePooled(torch.autograd.Function):
             torch.bmm(p.transpose(1, 2), matrix.expand(len(window), -1, -1), out=m)
             torch.bmm(p, m.gt_(0), out=out)
         sums /= patches.shape[2]
-        ctx.save_for_backward(images, weight, bias, sums)
+        ctx.save_for_backward(sums)
+        ctx.shape = weight.shape
         return (sums * matrix).sum(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
-        *inputs, sums = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return tuple(_plain_gradients(inputs, gradients[0]))
-        matrix = (sums * gradients[0][:, None]).sum(0)
-        return None, matrix[:-1].T.reshape(inputs[1].shape), matrix[-1]
+        matrix = (ctx.saved_tensors[0] * gradients[0][:, None]).sum(0)
+        return None, matrix[:-1].T.reshape(ctx.shape), matrix[-1]
 
 
 def _plain_gradients(inputs: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:

@@ -1,0 +1,387 @@
+"""The cost command: operations and memory of methods on networks, counted; on request measured beside."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console
+
+from epochlens import config
+from epochlens.attribute.methods import all_methods, attribute, method_label, parse_method
+from epochlens.errors import UsageError, unknown
+from epochlens.lazy import LazyModule
+from epochlens.learn import models, streams
+from epochlens.sweep.bench import timing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from epochlens.attribute import cost as counting
+    from epochlens.show import cost as chart
+    from epochlens.show import style
+    from epochlens.sweep import progress
+else:
+    torch = LazyModule("torch")
+    counting, chart = LazyModule("epochlens.attribute.cost"), LazyModule("epochlens.show.cost")
+    style, progress = LazyModule("epochlens.show.style"), LazyModule("epochlens.sweep.progress")
+
+DONE, INTERRUPTED = 0, 130
+PLAIN_WIDTH = 160
+LEAST = {"channels": 1, "classes": 2, "images": 1, "ig_steps": 1, "samples": 1}
+SETS = {
+    "ig_steps": {"integrated_gradients": "steps"},
+    "samples": {"smoothgrad": "samples", "gradient_shap": "samples", "lime": "samples"},
+}
+"""option: of which methods it sets which option"""
+DEFAULTS: dict[str, Any] = {
+    "model": ["small", "deep"],
+    "size": ["32x32"],
+    "channels": 3,
+    "classes": 10,
+    "images": 32,
+    "methods": [config.ALL],
+    "output": "plots/cost",
+}
+ONE_CALL, TOO_LONG = 5.0, 60.0
+"""seconds: a longer call is measured on fewer images, and not at all where one image would take too long"""
+REPEATS = 3
+
+
+class Question(NamedTuple):
+    """What the options ask for, checked as far as can be without torch."""
+
+    models: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    channels: int
+    classes: int
+    images: int
+    methods: tuple[str, ...]
+    all_methods: bool
+    measure: bool
+    output: Path
+
+
+class Network(NamedTuple):
+    """A model for images of one shape (C,H,W), on the meta device."""
+
+    spec: str
+    shape: tuple[int, int, int]
+    classes: int
+    meta: nn.Module
+
+    @property
+    def size(self) -> str:
+        """Height and width of its images."""
+        return f"{self.shape[1]}x{self.shape[2]}"
+
+    @property
+    def name(self) -> str:
+        """What rows and bars are called."""
+        return f"{self.spec.removeprefix('torchvision:')} {self.size}"
+
+
+def cost_parser() -> argparse.ArgumentParser:
+    """Options of the cost command; values stay words here."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps.cost",
+        description="Count the floating-point operations and the memory of attribution methods on networks.",
+        argument_default=argparse.SUPPRESS,
+    )
+    network = parser.add_argument_group("networks")
+    network.add_argument(
+        "--model", nargs="*", metavar="M", help="models, spelled as for a sweep (small deep)"
+    )
+    network.add_argument("--size", nargs="*", metavar="HxW", help="images' sizes in pixels (default: 32x32)")
+    network.add_argument("--channels", metavar="C", help="channels of an image (default: 3)")
+    network.add_argument("--classes", metavar="K", help="outputs of the network (default: 10)")
+    method = parser.add_argument_group("methods")
+    method.add_argument("--methods", nargs="*", metavar="METHOD", help="methods, or all (default: all)")
+    method.add_argument("--ig-steps", metavar="S", help="steps of integrated gradients (default: its own)")
+    text = "samples of smoothgrad, gradient_shap and lime (default: their own)"
+    method.add_argument("--samples", metavar="N", help=text)
+    parser.add_argument("--images", metavar="N", help="images explained in one call (default: 32)")
+    text = "also measure time and memory on one thread of this machine's CPU"
+    parser.add_argument("--measure", action="store_true", help=text)
+    parser.add_argument("--output", metavar="DIR", help="folder of the chart (default: plots/cost)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    return parser
+
+
+def cost(arguments: Sequence[str]) -> int:
+    """Counts what methods cost. Raises UsageError for what cannot work."""
+    given = vars(cost_parser().parse_args(arguments))
+    as_json = given.pop("json", False)
+    question = ask(given)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            document = answer(question)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        print_document(document)
+    return DONE
+
+
+def ask(given: Mapping[str, Any]) -> Question:
+    """What the options ask for. Raises UsageError."""
+    chosen = {**DEFAULTS, **given}
+    numbers = {name: whole_number(name, chosen[name]) for name in LEAST if name in chosen}
+    methods = choose_methods(chosen["methods"], numbers)
+    sizes = tuple(parse_size(word) for word in named("size", chosen["size"]))
+    specs = named("model", chosen["model"])
+    for spec in specs:
+        if spec not in models.MODELS and ":" not in spec:
+            raise unknown("model", spec, models.MODELS, models.ALSO)
+    output = Path(chosen["output"])
+    config.check_writable("output", output)
+    return Question(
+        specs,
+        sizes,
+        numbers["channels"],
+        numbers["classes"],
+        numbers["images"],
+        methods,
+        config.ALL in chosen["methods"],
+        bool(chosen.get("measure")),
+        output,
+    )
+
+
+def named(field: str, words: Sequence[str]) -> tuple[str, ...]:
+    """The words of an option that takes several. Raises UsageError for none and for one named twice."""
+    if not words:
+        raise UsageError(field, list(words), "is empty: name at least one")
+    twice = [word for word in words if list(words).count(word) > 1]
+    if twice:
+        raise UsageError(field, twice[0], "is named twice")
+    return tuple(words)
+
+
+def whole_number(field: str, word: object) -> int:
+    """A whole number, at least the option's least. Raises UsageError."""
+    text = str(word)
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(field, word, "is not a whole number")
+    if int(text) < LEAST[field]:
+        raise UsageError(field, word, f"must be at least {LEAST[field]}")
+    return int(text)
+
+
+def parse_size(word: str) -> tuple[int, int]:
+    """Height and width of `HxW` or of one number, a square's side. Raises UsageError."""
+    sides = word.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+        raise UsageError("size", word, "is neither HxW nor the side of a square, in pixels")
+    return int(sides[0]), int(sides[-1])
+
+
+def choose_methods(words: Sequence[str], numbers: Mapping[str, int]) -> tuple[str, ...]:
+    """Labels of the methods, with the options that --ig-steps and --samples set. Raises UsageError."""
+    labels = []
+    for word in all_methods() if list(words) == [config.ALL] else words:
+        name, given = parse_method(word)
+        for option, sets in SETS.items():
+            if option in numbers and name in sets:
+                given = {sets[name]: numbers[option], **given}
+        labels.append(method_label({"name": name, **given}))
+    return config.coerce("methods", labels)
+
+
+def answer(question: Question) -> dict[str, Any]:
+    """Counts, measures if asked, and draws; returns the document."""
+    started = time.monotonic()
+    shapes = [(question.channels, *size) for size in question.sizes]
+    networks = [
+        Network(spec, shape, question.classes, build_meta(spec, shape, question.classes))
+        for spec in question.models
+        for shape in shapes
+    ]
+    rows = [row for network in networks for row in count(network, question)]
+    document: dict[str, Any] = {"images": question.images, "networks": [about(n) for n in networks]}
+    if question.measure:
+        document["peak_flops"] = measure_all(rows, networks, question.images)
+    paths = [
+        style.save(chart.costs(page), question.output, f"cost-{n}" if n > 1 else "cost")
+        for n, page in enumerate(chart.pages(rows), 1)
+    ]
+    files = [str(path.with_suffix(kind)) for path in paths for kind in (".png", ".pdf")]
+    return {**document, "rows": rows, "files": files, "seconds": round(time.monotonic() - started, 3)}
+
+
+def build_meta(spec: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The model in eval mode with shapes for weights. Raises UsageError where it does not fit the images."""
+    try:
+        if spec in models.MODELS:
+            models.check_model(spec, shape, classes)
+        factory = models.model_factory(spec)
+    except ImportError as error:
+        raise UsageError("model", spec, f"needs torchvision, which does not import: {error}") from error
+    except UsageError as error:
+        raise UsageError("model", error.value, error.problem) from error
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = models.build(factory, shape, classes).to("meta").eval()
+            found = tuple(model(torch.empty(2, *shape)).shape)
+    except Exception as error:
+        raise UsageError("model", spec, f"does not take images of shape {shape}: {error}") from error
+    if found != (2, classes):
+        raise UsageError("model", spec, f"gives {found} for 2 images, not (2, {classes})")
+    return model
+
+
+def about(network: Network) -> dict[str, Any]:
+    """What the document says of a network."""
+    flops = counting.step_tally(network.meta, network.shape, "forward", 1).flops
+    parameters = sum(parameter.numel() for parameter in network.meta.parameters())
+    return {
+        "network": network.name,
+        "model": network.spec,
+        "shape": list(network.shape),
+        "classes": network.classes,
+        "parameters": parameters,
+        "forward_flops": flops,
+        "forward_macs": flops / 2,
+    }
+
+
+def count(network: Network, question: Question) -> list[dict[str, Any]]:
+    """A row per method. Of all methods, those that the network cannot have are left out and told."""
+    names = {"network": network.name, "model": network.spec, "size": network.size}
+    rows = []
+    for method in question.methods:
+        try:
+            found = counting.method_cost(network.meta, network.shape, method, question.images)
+        except UsageError as error:
+            if not question.all_methods:
+                raise
+            print(f"left out of {network.name}: {error}", file=sys.stderr)
+            continue
+        rows.append({**names, "method": method, **found._asdict()})
+    return rows
+
+
+def measure_all(rows: Sequence[dict[str, Any]], networks: Sequence[Network], images: int) -> float:
+    """Adds what calls take here to the rows; returns the peak of matrix products, operations per second.
+
+    The peak is the best of several moments: a neighbour on the machine can only lower it.
+    """
+    with one_thread():
+        peak = timing.matmul_peak()
+        for network in networks:
+            model = build_real(network)
+            for row in rows:
+                if row["network"] == network.name:
+                    row |= measure(model, network, row, images, peak)
+            peak = max(peak, timing.matmul_peak())
+    for row in rows:
+        row["predicted_seconds"] = row["flops"] / peak
+    return peak
+
+
+def measure(
+    model: nn.Module, network: Network, row: Mapping[str, Any], images: int, peak: float
+) -> dict[str, Any]:
+    """CPU time per image (median), and growth of memory with what was expected for as many images."""
+    seconds = row["flops"] / peak
+    if seconds > TOO_LONG:
+        return {"measured_images": 0}
+    n = max(1, min(images, int(ONE_CALL / max(seconds, 1e-9))))
+    draws = torch.Generator().manual_seed(0)
+    x, targets = torch.rand(n, *network.shape, generator=draws), torch.arange(n) % network.classes
+    stochastic = torch.Generator()
+
+    def call() -> None:
+        attribute(model, x, targets, row["method"], generator=stochastic.manual_seed(0))
+
+    call()  # imports and caches
+    grown = counting.memory_growth(call)
+    taken = statistics.median(timing.timed(call, time.process_time)[0] for _ in range(REPEATS))
+    expected = counting.peak_bytes(network.meta, network.shape, row["method"], n)
+    return {
+        "measured_images": n,
+        "measured_seconds": taken / n,
+        "measured_bytes": grown,
+        "expected_bytes": expected,
+    }
+
+
+def build_real(network: Network) -> nn.Module:
+    """The network with weights, drawn apart from the process's random streams."""
+    factory = models.model_factory(network.spec)
+    with streams.global_streams_kept():
+        return models.build(factory, network.shape, network.classes).eval()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, as a trial has by default."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """The document for people: a table per network and the files."""
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    for network in document["networks"]:
+        rows = [row for row in document["rows"] if row["network"] == network["network"]]
+        forward, parameters = (chart.si_text(network[key], "") for key in ("forward_macs", "parameters"))
+        title = f"{network['network']}: {parameters} parameters, {forward} multiply-accumulates an image"
+        columns = COLUMNS | (MEASURED if "peak_flops" in document else {})
+        lines = [[told(row) for told in columns.values()] for row in rows]
+        console.print(progress.grid_table(lines, list(columns), title))
+    console.print(
+        f"operations are of one image (a multiply-accumulate is two), memory of a call for "
+        f"{document['images']} images on a CPU"
+    )
+    if "peak_flops" in document:
+        speed = chart.si_text(document["peak_flops"], "FLOP/s")
+        console.print(f"predicted at the speed of large matrix products on one thread, {speed}")
+    for path in document["files"]:
+        console.print(path, markup=False)
+    console.print(f"done in {document['seconds']:.1f} s")
+
+
+def text_of(row: Mapping[str, Any], key: str, unit: str) -> str:
+    """A number of a row with its unit, a dash where there is none."""
+    value = row.get(key)
+    return chart.si_text(value, unit) if value is not None and math.isfinite(value) else "-"
+
+
+def memory_text(row: Mapping[str, Any]) -> str:
+    """Measured growth of memory, with the number of images."""
+    if row.get("measured_bytes") is None:
+        return "-"
+    return f"{text_of(row, 'measured_bytes', 'B')} ({row['measured_images']} images)"
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "method": lambda row: row["method"],
+    "operations": lambda row: text_of(row, "flops", ""),
+    "forward passes": lambda row: f"{row['forwards']:.4g}",
+    "peak memory": lambda row: text_of(row, "peak_bytes", "B"),
+}
+MEASURED: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "predicted an image": lambda row: text_of(row, "predicted_seconds", "s"),
+    "measured an image": lambda row: text_of(row, "measured_seconds", "s"),
+    "expected memory": lambda row: text_of(row, "expected_bytes", "B"),
+    "measured memory": memory_text,
+}
