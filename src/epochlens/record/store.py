@@ -8,37 +8,59 @@ While a run trains, an epoch is committed in three steps, and only the second ma
  3. `state.pt`, the checkpoint (the one before it stays as `state-previous.pt`).
 A finished run is gathered into `attributions.parquet`, `epochs.parquet` and `quality.parquet`, then
 `run.json` says "done" with the checksum of each file, and only then the working files go. Readers believe
-checksums, never mere files. Two attempts at the same epoch write the same bytes, so it does not matter whose
-line comes last.
+checksums and row counts, never mere files.
+
+A worker that its driver has lost may go on writing while another one does the run again. Both write the same
+bytes for an epoch, so it does not matter whose line comes last; and the attempt that claimed the run last
+(`attempt.json`) is the only one that goes on: the other stops before its next epoch.
+
+Between these steps lie the named points `files.STEPS`, at which tests end the process.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import contextlib
 import json
 import math
 import os
 import shutil
+import uuid
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.record import tables
+from epochlens.record.files import (
+    checksum,
+    file_checksum,
+    name_beside,
+    publish,
+    read_json,
+    set_aside,
+    step,
+    sync_folder,
+    unchanged_checksum,
+    write_json,
+    write_whole,
+    written_beside,
+)
+from epochlens.record.files import (
+    only_process as only_process,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow.parquet as pq
 else:
-    pd = LazyModule("pandas")
+    pd, pq = LazyModule("pandas"), LazyModule("pyarrow.parquet")
 
 METRICS = ("train_loss", "test_loss", "accuracy", "seconds_train", "seconds_eval", "seconds_attribute")
-WORKING = ("ledger.jsonl", "state.pt", "state-previous.pt")
+WORKING = ("ledger.jsonl", "state.pt", "state-previous.pt", "attempt.json")
+Found = TypeVar("Found")
 
 
 class Entry(NamedTuple):
@@ -55,61 +77,6 @@ class Entry(NamedTuple):
     """SHA-256 of the epoch's quality file, or "" when quality was not measured"""
 
 
-def write_whole(path: Path, content: bytes) -> str:
-    """Writes the file so that it appears whole or not at all; returns its SHA-256."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return checksum(content)
-
-
-def publish(finished: Path, path: Path) -> None:
-    """Puts a closed file, written beside its place, into its place."""
-    with finished.open("rb") as file:
-        os.fsync(file.fileno())
-    finished.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Writes the document whole, indented, with its keys in the given order."""
-    write_whole(path, (json.dumps(document, indent=2, default=str) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The document, or None when the file is missing or not JSON."""
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of the file, or "" when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
 def keep_other_run(folder: Path, identity: Mapping[str, Any], images, labels, indices) -> None:
     """Sets aside what the folder holds unless it is an unfinished run of the same identity and images."""
     record = read_json(folder / "run.json")
@@ -117,17 +84,34 @@ def keep_other_run(folder: Path, identity: Mapping[str, Any], images, labels, in
         return
     probe = checksum(tables.npz_bytes(images=images, labels=labels, indices=indices))
     same = all(record.get(key) == value for key, value in identity.items())
-    if record.get("status") == "done" or not same or file_checksum(folder / "probe.npz") != probe:
+    before = record.get("probe") or file_checksum(folder / "probe.npz")  # the file itself may be damaged
+    if record.get("status") == "done" or not same or before != probe:
         set_aside(folder)
 
 
 def begin_run(folder: Path, record: Mapping[str, Any], images, labels, indices) -> None:
     """Makes the run's folder with its probe images and a run.json that says "running"."""
     (folder / "attributions").mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
     probe = tables.npz_bytes(images=images, labels=labels, indices=indices)
-    write_whole(folder / "probe.npz", probe)
+    kept = write_whole(folder / "probe.npz", probe)
     (folder / "error.log").unlink(missing_ok=True)
-    write_json(folder / "run.json", {**record, "status": "running"})
+    write_json(folder / "run.json", {**record, "probe": kept, "status": "running"})
+
+
+def claim(folder: Path, who: Mapping[str, Any]) -> str:
+    """Makes this the attempt that counts at the run; returns its token. `who` tells where its process is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex
+    write_json(folder / "attempt.json", {"token": token, **who})
+    return token
+
+
+def is_claimed(folder: Path, token: str) -> bool:
+    """Whether no other attempt has claimed the run since, or finished it."""
+    path = folder / "attempt.json"
+    attempt = read_json(path)
+    return path.exists() if attempt is None else attempt.get("token") == token
 
 
 def epoch_file(folder: Path, epoch: int, kind: str = "attributions") -> Path:
@@ -145,10 +129,12 @@ def commit_epoch(
 ) -> Entry:
     """Commits one epoch: its maps and quality, its ledger line, and the checkpoint to go on from."""
     maps_checksum = write_whole(epoch_file(folder, epoch), tables.maps_bytes(maps))
+    step("maps")
     quality_checksum = ""
     if quality is not None:
         (folder / "quality").mkdir(exist_ok=True)
         quality_checksum = write_whole(epoch_file(folder, epoch, "quality"), tables.frame_bytes(quality))
+        step("quality")
     rows = math.prod(maps.attributions.shape[:3])
     entry = Entry(epoch, rows, maps_checksum, "", dict(metrics), quality_checksum)
     commit_entry(folder, entry, state)
@@ -158,21 +144,21 @@ def commit_epoch(
 def commit_entry(folder: Path, entry: Entry, state: bytes | None) -> None:
     """Commits an epoch whose maps are in place: its ledger line, then the checkpoint to go on from."""
     append_entry(folder, entry._replace(state=checksum(state) if state is not None else ""))
+    step("ledger")
     if state is not None:
         write_state(folder, state)
-
-
-def checksum(content: bytes) -> str:
-    """SHA-256, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
+        step("state")
 
 
 def write_state(folder: Path, state: bytes) -> None:
     """Puts the checkpoint in place; the one before it stays until the next."""
     latest = folder / "state.pt"
-    if latest.exists():
-        latest.replace(folder / "state-previous.pt")
-    write_whole(latest, state)
+    with written_beside(latest, state) as beside:
+        with contextlib.suppress(FileNotFoundError):  # there is none yet, or another attempt was here first
+            latest.replace(folder / "state-previous.pt")
+        step("moved")
+        beside.replace(latest)
+    sync_folder(folder)
 
 
 def append_entry(folder: Path, entry: Entry) -> None:
@@ -189,32 +175,48 @@ def append_entry(folder: Path, entry: Entry) -> None:
 
 
 def read_ledger(folder: Path) -> dict[int, Entry]:
-    """The ledger's believable entries by epoch, the last line of an epoch first in rank."""
+    """The ledger's believable entries by epoch, of several lines for an epoch the last."""
     try:
         lines = (folder / "ledger.jsonl").read_bytes().splitlines()
     except OSError:
         return {}
-    entries = {}
-    for line in lines:
-        check, _, text = line.partition(b" ")
-        if check == f"{zlib.crc32(text):08x}".encode():
-            entry = Entry(**json.loads(text))
-            entries[entry.epoch] = entry
+    entries = {entry.epoch: entry for line in lines if (entry := parse_entry(line)) is not None}
     return dict(sorted(entries.items()))
+
+
+def parse_entry(line: bytes) -> Entry | None:
+    """The entry on a line of a ledger, or None when the line is not whole, or not of this program."""
+    check, _, text = line.partition(b" ")
+    if check != f"{zlib.crc32(text):08x}".encode():
+        return None
+    try:
+        entry = Entry(**json.loads(text))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    texts = entry.maps, entry.state, entry.quality
+    known = isinstance(entry.epoch, int) and isinstance(entry.metrics, dict)
+    return entry if known and entry.epoch >= 0 and all(isinstance(text, str) for text in texts) else None
 
 
 def committed(folder: Path) -> dict[int, Entry]:
     """The committed epochs of an unfinished run whose files are whole on disk, by epoch."""
 
     def is_whole(entry: Entry) -> bool:
-        kept = {"attributions": entry.maps, "quality": entry.quality}
+        files = {"attributions": entry.maps} | ({"quality": entry.quality} if entry.quality else {})
         return all(
-            file_checksum(epoch_file(folder, entry.epoch, kind)) == expected
-            for kind, expected in kept.items()
-            if expected
-        )
+            expected and file_checksum(epoch_file(folder, entry.epoch, kind)) == expected
+            for kind, expected in files.items()
+        ) and entry.rows == count_rows(epoch_file(folder, entry.epoch))
 
     return {epoch: entry for epoch, entry in read_ledger(folder).items() if is_whole(entry)}
+
+
+def count_rows(path: Path) -> int:
+    """The number of rows in a Parquet file, from its footer; -1 when it is gone or is none."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, ValueError):
+        return -1
 
 
 def latest_state(folder: Path, entries: Mapping[int, Entry]) -> bytes | None:
@@ -224,8 +226,10 @@ def latest_state(folder: Path, entries: Mapping[int, Entry]) -> bytes | None:
         whole += 1
     vouched = {entry.state for epoch, entry in entries.items() if epoch < whole and entry.state}
     for name in ("state.pt", "state-previous.pt"):
-        if file_checksum(folder / name) in vouched:
-            return (folder / name).read_bytes()
+        with contextlib.suppress(OSError):
+            content = (folder / name).read_bytes()
+            if checksum(content) in vouched:
+                return content
     return None
 
 
@@ -234,16 +238,16 @@ def finish_run(
 ) -> None:
     """Gathers the epochs into the finished run's files, says "done", and removes the working files.
 
-    `others` names files of the caller's in the folder that belong to the run. Raises StoreError when an
-    epoch is missing.
+    `others` names files of the caller's in the folder that belong to the run. run.json counts as
+    `epochs_repeated` the commits beyond one an epoch. Raises StoreError when an epoch is missing.
     """
     entries = committed(folder)
     if not entries or list(entries) != list(range(len(entries))):
         raise StoreError(f"{folder}: epochs {sorted(entries)} are not all there: the run is not complete")
-    beside = folder / f".attributions.parquet.{os.getpid()}.tmp"
-    tables.gather(beside, [epoch_file(folder, epoch) for epoch in entries])
-    publish(beside, folder / "attributions.parquet")
+    gather_maps(folder, entries)
+    step("gathered")
     write_whole(folder / "epochs.parquet", tables.frame_bytes(metrics_frame(entries)))
+    step("metrics")
     names = ["attributions.parquet", "epochs.parquet", "probe.npz", *others]
     measured = [epoch_file(folder, epoch, "quality") for epoch, entry in entries.items() if entry.quality]
     if measured:
@@ -254,12 +258,38 @@ def finish_run(
         write_whole(folder / "attributions.npz", tables.npz_bytes(**loaded._asdict()))
         names.append("attributions.npz")
     checksums = {name: file_checksum(folder / name) for name in names if (folder / name).exists()}
-    write_json(folder / "run.json", {**record, "status": "done", "files": checksums})
+    repeated = count_commits(folder) - len(entries)
+    about = {**record, "status": "done", "epochs_repeated": repeated, "files": checksums}
+    write_json(folder / "run.json", about)
+    step("done")
     remove_working_files(folder)
 
 
 class StoreError(RuntimeError):
     """The files of a run are not what they should be."""
+
+
+def gather_maps(folder: Path, entries: Mapping[int, Entry]) -> None:
+    """Joins the epochs' maps into attributions.parquet. Raises StoreError when rows are lacking."""
+    path = folder / "attributions.parquet"
+    beside = name_beside(path)
+    try:
+        tables.gather(beside, [epoch_file(folder, epoch) for epoch in entries])
+        rows, expected = count_rows(beside), sum(entry.rows for entry in entries.values())
+        if rows != expected:
+            raise StoreError(f"{folder}: {rows} rows gathered of {expected} committed")
+        publish(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def count_commits(folder: Path) -> int:
+    """Commits of epochs to the unfinished run so far, each repetition counted."""
+    try:
+        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
+    except OSError:
+        return 0
+    return sum(parse_entry(line) is not None for line in lines)
 
 
 def metrics_frame(entries: Mapping[int, Entry]) -> pd.DataFrame:
@@ -273,8 +303,8 @@ def remove_working_files(folder: Path) -> None:
     """Removes what only an unfinished run needs."""
     for kind in ("attributions", "quality"):
         shutil.rmtree(folder / kind, ignore_errors=True)
-    for name in WORKING:
-        (folder / name).unlink(missing_ok=True)
+    for path in [*(folder / name for name in WORKING), *folder.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
 
 
 def fail_run(folder: Path, record: Mapping[str, Any], error: str, log: str) -> Path:
@@ -299,54 +329,69 @@ def run_status(folder: Path) -> tuple[str, int]:
         return ("partial" if read_ledger(folder) else "missing"), len(read_ledger(folder))
     if record.get("status") != "done":
         return ("failed" if record.get("status") == "failed" else "partial"), len(read_ledger(folder))
-    files = record.get("files") or {}
+    files = finished_files(record)
     whole = files and all(c and file_checksum(folder / Path(name).name) == c for name, c in files.items())
     return ("done" if whole else "corrupt"), 0
 
 
-@contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock goes with it, however it ends.
+def finished_files(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The files that a run.json names, with their checksums; empty when it names none."""
+    files = record.get("files")
+    return files if isinstance(files, dict) else {}
 
-    Raises UsageError, naming the other process, while another one holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+
+def verified(folder: Path, name: str) -> Path:
+    """The path of a finished run's file. Raises StoreError when it is not what run.json says."""
+    path = folder / name
+    expected = finished_files(read_json(folder / "run.json") or {}).get(name)
+    with contextlib.suppress(OSError):
+        stamp = path.stat()
+        if expected and unchanged_checksum(path, stamp.st_ino, stamp.st_size, stamp.st_mtime_ns) == expected:
+            return path
+    raise StoreError(f"{path} is not the file that run.json describes: it is damaged, or missing")
+
+
+def read_steadily(folder: Path, read: Callable[[bool], Found]) -> Found:
+    """What `read` finds of a run, told whether it is finished; again when that changed: files have gone."""
+    while True:
+        done = is_done(folder)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            problem = f"is being worked on by {file.read().strip() or 'another process'}: wait, or stop it"
-            raise UsageError("sweep", str(folder), problem) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
-
-
-def set_aside(folder: Path) -> Path:
-    """Moves a folder out of the way, keeping it, and returns its new place."""
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    return folder.rename(target)
+            found = read(done)
+        except (FileNotFoundError, StoreError):
+            if done == is_done(folder):
+                raise
+            continue
+        if done == is_done(folder):
+            return found
 
 
 def read_epochs(folder: Path) -> pd.DataFrame:
-    """The epochs' metrics of a run, finished or not, as a DataFrame."""
-    if is_done(folder):
-        return pd.read_parquet(folder / "epochs.parquet")
-    return metrics_frame(committed(folder))
+    """The epochs' metrics of a run, finished or not, as a DataFrame. Raises StoreError for a damaged file."""
+
+    def read(done: bool) -> pd.DataFrame:
+        if done:
+            return pd.read_parquet(verified(folder, "epochs.parquet"))
+        return metrics_frame(committed(folder))
+
+    return read_steadily(folder, read)
 
 
 def read_quality(folder: Path) -> pd.DataFrame | None:
-    """The quality of a run's maps, finished or not, as `tables.quality_frame` has it; None without any."""
-    if is_done(folder):
-        files = [path for path in [folder / "quality.parquet"] if path.exists()]
-    else:
-        entries = committed(folder).values()
-        files = [epoch_file(folder, e.epoch, "quality") for e in entries if e.quality]
-    return join_frames(files) if files else None
+    """The quality of a run's maps, finished or not, as `tables.quality_frame` has it; None without any.
+
+    Raises StoreError for a damaged file.
+    """
+
+    def read(done: bool) -> pd.DataFrame | None:
+        if done:
+            named = "quality.parquet" in finished_files(read_json(folder / "run.json") or {})
+            files = [verified(folder, "quality.parquet")] if named else []
+        else:
+            entries = committed(folder).values()
+            files = [epoch_file(folder, e.epoch, "quality") for e in entries if e.quality]
+        return join_frames(files) if files else None
+
+    return read_steadily(folder, read)
 
 
 def join_frames(files: Sequence[Path]) -> pd.DataFrame:
@@ -363,7 +408,7 @@ def recorded_methods(path: str | Path) -> list[str]:
     """The labels of what a run's maps hold, second draws among them. Raises StoreError when it holds none."""
     folder = Path(path)
     if is_done(folder):
-        return tables.read_methods(folder / "attributions.parquet")
+        return tables.read_methods(verified(folder, "attributions.parquet"))
     epochs = committed(folder)
     if not epochs:
         raise StoreError(f"{folder} holds no recorded maps")
@@ -375,15 +420,18 @@ def load(
 ) -> tables.Maps:
     """The maps of a run, finished or not, from its folder: an array with its methods, epochs and samples.
 
-    All methods and epochs, or those named. Raises StoreError when the folder holds no committed map, KeyError
-    for a method not there.
+    All methods and epochs, or those named. Raises StoreError when the folder holds no committed map or a
+    damaged file, KeyError for a method not there.
     """
     folder = Path(path)
-    finished = folder / "attributions.parquet"
-    done = is_done(folder)
-    wanted = [e for e in committed(folder) if epochs is None or e in epochs] if not done else []
-    files = [finished] if done else [epoch_file(folder, e) for e in wanted]
-    if not files:
-        raise StoreError(f"{folder} holds no recorded maps")
-    parts = [tables.read_maps(file, methods, epochs) for file in files]
-    return parts[0] if len(parts) == 1 else tables.join_epochs(parts)
+
+    def read(done: bool) -> tables.Maps:
+        if done:
+            return tables.read_maps(verified(folder, "attributions.parquet"), methods, epochs)
+        wanted = [epoch for epoch in committed(folder) if epochs is None or epoch in epochs]
+        if not wanted:
+            raise StoreError(f"{folder} holds no recorded maps")
+        parts = [tables.read_maps(epoch_file(folder, epoch), methods, epochs) for epoch in wanted]
+        return parts[0] if len(parts) == 1 else tables.join_epochs(parts)
+
+    return read_steadily(folder, read)

@@ -370,13 +370,16 @@ def memory_text(row: Mapping[str, Any]) -> str:
     """Measured growth of memory, with the number of images."""
     if row.get("measured_bytes") is None:
         return "-"
-    return f"{text_of(row, 'measured_bytes', 'B')} ({row['measured_images']} images)"
+    n = row["measured_images"]
+    return f"{text_of(row, 'measured_bytes', 'B')} ({n} image{'s' if n > 1 else ''})"
 
 
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "method": lambda row: row["method"],
     "operations": lambda row: text_of(row, "flops", ""),
-    "forward passes": lambda row: f"{row['forwards']:.4g}",
+    "forward passes": lambda row: (
+        f"{row['forwards']:,.0f}" if row["forwards"] >= 1000 else f"{row['forwards']:.4g}"
+    ),
     "peak memory": lambda row: text_of(row, "peak_bytes", "B"),
 }
 MEASURED: dict[str, Callable[[Mapping[str, Any]], str]] = {

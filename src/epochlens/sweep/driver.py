@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from epochlens.config import Sweep
 from epochlens.errors import UsageError
@@ -22,9 +25,11 @@ from epochlens.lazy import LazyModule
 from epochlens.learn import data
 from epochlens.learn.data import Facts
 from epochlens.record import store
+from epochlens.record.files import CRASH_AT
 from epochlens.sweep.plan import Task, run_folder
 from epochlens.sweep.progress import Progress
 from epochlens.sweep.trial import Shared, trial
+from epochlens.sweep.watchdog import end_attempt, make_watchdog
 
 if TYPE_CHECKING:
     import ray
@@ -53,15 +58,22 @@ RAY_SETTINGS = {
 }
 
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+asked: list[int] = []
+"""signals that asked this process to stop"""
+
+
 class Interrupted(BaseException):
     """The user asked the sweep to stop."""
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into Interrupted; a second one ends the process at once."""
+    """Turns the first SIGINT or SIGTERM into Interrupted; a second one ends the process at once.
 
-    asked = []
+    Files that cannot be written end the process with a line that says so, and exit code 1.
+    """
+    asked.clear()
 
     def stop(number: int, frame: object) -> None:
         asked.append(number)
@@ -72,13 +84,22 @@ def stoppable() -> Iterator[None]:
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+        stop_if_asked()
     except BaseException as error:
         if asked:  # what is raised inside Ray's compiled code comes out as some other error
             raise Interrupted from error
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise SystemExit(f"error: {error}: mend that and run the same command again") from error
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_if_asked() -> None:
+    """Raises Interrupted again if the one that a signal raised was lost on its way."""
+    if asked:
+        raise Interrupted
 
 
 @contextmanager
@@ -93,6 +114,8 @@ def ray_cluster(sweep: Sweep, num_cpus: int | None = None) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     here = [str(Path(entry or ".").absolute()) for entry in sys.path if "site-packages" not in str(entry)]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(here))
+    if CRASH_AT in os.environ:
+        environment[CRASH_AT] = os.environ[CRASH_AT]
     address = sweep.address or os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     started_here = not ray.is_initialized()
@@ -177,6 +200,7 @@ def share(sweep: Sweep, folder: Path, missing: Sequence[Task], facts: Mapping[st
         threads=max(1, int(sweep.cpus_per_trial)),
         keep_weights=sweep.keep_weights,
         npz=sweep.npz,
+        session=uuid.uuid4().hex,
     )
 
 
@@ -219,6 +243,11 @@ def make_tuner(sweep: Sweep, shared: Shared, folder: Path, progress: Progress) -
     """A fresh Tuner over the runs that are missing; what it writes itself is for TensorBoard only."""
     from ray.tune.logger import TBXLoggerCallback
 
+    watchdog = make_watchdog(
+        getattr(sweep, "stall_timeout", 600.0),
+        lambda run_id: end_attempt(run_folder(folder, run_id), shared.session),
+        lambda text: progress.console.print(f"[yellow]stalled[/yellow] {text}"),
+    )
     trainable = tune.with_resources(
         tune.with_parameters(trial, shared=shared), trial_resources(sweep, shared.device)
     )
@@ -234,7 +263,7 @@ def make_tuner(sweep: Sweep, shared: Shared, folder: Path, progress: Progress) -
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[make_callback(progress), TBXLoggerCallback()],
+            callbacks=[make_callback(progress), watchdog, TBXLoggerCallback()],
             verbose=0,
         ),
     )
@@ -255,6 +284,11 @@ def make_callback(progress: Progress) -> Any:
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
             self.progress.report(result)
+            if result.get("unsaid"):
+                self.progress.console.print(f"       {escape(result['unsaid'])}")
+
+        def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+            stop_if_asked()
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             self.progress.report({"run": trial.config["run"], "status": "failed"})

@@ -63,7 +63,7 @@ CROWDED = 1.2
 """times slower than alone: below that the machine counts as free"""
 PANELS, FIGURE_TIMES = 24, 2.0
 """of the figure that is timed, at most; a real one has more in it, and takes about so many times as long"""
-RAY_WAITS, RAY_LOADS = 4.0, 2.0
+RAY_WAITS, RAY_LOADS = 4.0, 1.5
 """the start of the sweep and of Ray: seconds, and times that a process takes to load"""
 WORKER_LOADS, ANALYSIS_LOADS = 1.2, 0.8
 """the same of the first trials, and of the first measurements and figures"""

@@ -41,6 +41,8 @@ class Shared:
     threads: int
     keep_weights: str
     npz: bool
+    session: str = ""
+    """names the driver"""
 
 
 def trial(config: Mapping[str, Any], shared: Shared) -> None:
@@ -52,7 +54,7 @@ def trial(config: Mapping[str, Any], shared: Shared) -> None:
     run = shared.runs[config["run"]]
     folder = run_folder(shared.folder, run.run_id)
     prepare_process(shared.threads)
-    record = run_record(run, shared)
+    record = {**run_record(run, shared), "node": ray.get_runtime_context().get_node_id()}
     gauges = make_gauges()
     try:
         for report in train_run(run, folder, shared, record):
@@ -60,8 +62,21 @@ def trial(config: Mapping[str, Any], shared: Shared) -> None:
                 gauge.set(report[name], tags={"run": run.run_id})
             tune.report(report)
     except Exception as error:
-        store.fail_run(folder, record, f"{type(error).__name__}: {error}", traceback.format_exc())
-        tune.report({"run": run.run_id, "status": "failed", "epoch": -1, "accuracy": float("nan")})
+        if "attempt" in record and not store.is_claimed(folder, record["attempt"]):
+            return  # another attempt works on the run, or has finished it: what goes wrong here is no matter
+        unsaid = tell_failure(folder, record, error)
+        failed = {"run": run.run_id, "status": "failed", "epoch": -1, "accuracy": float("nan")}
+        tune.report(failed | {"unsaid": unsaid})
+
+
+def tell_failure(folder: Path, record: Mapping[str, Any], error: Exception) -> str:
+    """Says in the run's folder why it failed; returns the reason if that cannot be written either, or ""."""
+    reason = f"{type(error).__name__}: {error}"
+    try:
+        store.fail_run(folder, record, reason, traceback.format_exc())
+    except OSError:
+        return reason
+    return ""
 
 
 def prepare_process(threads: int) -> None:
@@ -99,10 +114,15 @@ def make_gauges() -> dict[str, Any]:
 
 
 def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields a report after each committed epoch of the run, and gathers its files after the last."""
+    """Yields a report after each committed epoch of the run, and gathers its files after the last.
+
+    Stops without a word once another attempt has claimed the run.
+    """
     if store.run_status(folder)[0] == "done":
         return  # an attempt before this one finished it, and died before it could say so
     set_foreign_work_aside(folder, record)
+    place = {key: record.get(key) for key in ("host", "pid", "node")}
+    record["attempt"] = store.claim(folder, {**place, "session": shared.session})
     splits = training.as_tensors(ray.get(shared.datasets[run.dataset]), shared.device)
     trajectory = start(run, splits, shared.device)
     saved = store.latest_state(folder, store.committed(folder))
@@ -112,10 +132,14 @@ def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) ->
     tracker = track(run, folder, trajectory.model, splits, record)
     weights = [] if shared.keep_weights == "none" else ["weights.pt"]
     for epoch in training.train(trajectory, splits, run.epochs, run.batch_size):
+        if not store.is_claimed(folder, record["attempt"]):
+            return
         if shared.keep_weights == "all":
             store.write_whole(folder / f"weights-{epoch.epoch:04d}.pt", weight_bytes(trajectory.model))
         tracker.record(state=training.to_bytes(trajectory), **epoch._asdict())
         yield {"run": run.run_id, "status": "running", **epoch._asdict()}
+    if not store.is_claimed(folder, record["attempt"]):
+        return
     if weights:
         store.write_whole(folder / "weights.pt", weight_bytes(trajectory.model))
     if shared.keep_weights == "all":
@@ -168,6 +192,7 @@ def start(run: Run, splits: training.TensorSplits, device: str) -> training.Traj
         learning_rate=run.learning_rate,
         momentum=run.momentum,
         weight_decay=run.weight_decay,
+        precision=run.precision,
     )
 
 
