@@ -101,7 +101,7 @@ def test_a_sweep_leaves_store_tables_figures_and_report(finished):
 def test_the_store_holds_what_a_loop_without_ray_computes(finished, name):
     root, _ = finished
     [folder] = (root / "results" / "s" / "runs").glob(f"digits-{name}-*seed1*")
-    maps, epochs = store.load(folder), store.read_epochs(folder)
+    maps, epochs = store.load(folder), store.read_epochs(folder).to_dict("list")
     torch.set_num_threads(1)
     splits = training.as_tensors(data.load("digits", range(10), "unused"))
     probe = streams.probe_indices(len(splits.x_test), 6, 0)

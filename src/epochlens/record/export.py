@@ -49,7 +49,8 @@ def write_pt(run: Mapping[str, Any], target: Path, taken: Collection[Path]) -> l
     Where that name is `taken`, the run_id is added.
     """
     maps = store.load(run["folder"])
-    accuracy = store.read_epochs(Path(run["folder"])).set_index("epoch")["accuracy"]
+    metrics = store.read_epochs(Path(run["folder"])).to_dict("list")
+    accuracy = dict(zip(metrics["epoch"], metrics["accuracy"], strict=True))
     trained = np.flatnonzero(maps.epochs >= 1)
     paths = []
     for m, label in enumerate(maps.methods.tolist()):

@@ -118,7 +118,7 @@ def tell(
     loading.wait()
     load = cpu_seconds(resource.getrusage(resource.RUSAGE_CHILDREN)) - cpu_seconds(spent)
     slots = max(1, int((os.cpu_count() or 1) / sweep.cpus_per_trial))
-    crowd = crowding(min(slots, max(1, len(left))))
+    crowd = crowding(min(slots, max(1, len(left))) + 1)  # the driver and Ray are busy too
     durations = [costs[kind(task)].seconds * share_left(task) for task in left]
     pictures = len(figures.FIGURES) + len(costs) + 1
     measured = sum(costs[kind(task)].analysis for task in tasks) + pictures * FIGURE_TIMES * figure

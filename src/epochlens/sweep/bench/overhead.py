@@ -108,7 +108,7 @@ def naive_trial(settings: Mapping[str, Any]) -> None:
             loader = torch.utils.data.DataLoader(test, 128)
             right = sum((model(x).argmax(1) == y).sum().item() for x, y in loader)
         maps = naive_maps(model, *probe)
-        torch.save(maps, f"maps-{epoch}.pt")
+        torch.save(maps, Path(tempfile.gettempdir()) / f"naive-{settings['seed']}-{epoch}.pt")
         tune.report({"accuracy": right / len(test), "epoch": epoch})
 
 
