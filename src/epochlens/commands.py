@@ -144,8 +144,9 @@ def find_folder(name: str, results: str) -> Path:
     """The folder of a sweep by its name, or any folder by its path. Raises UsageError, listing sweeps."""
     named = Path(results) / name
     for folder in (named, Path(name)):
-        if any(next(folder.glob(pattern), None) for pattern in RECORDED):
-            return folder.resolve()
+        with contextlib.suppress(OSError, ValueError):  # too long, or no name of a file at all
+            if any(next(folder.glob(pattern), None) for pattern in RECORDED):
+                return folder.resolve()
     sweeps = sorted(p.parent.name for p in Path(results).glob("*/sweep.json"))
     raise unknown("sweep", name, sweeps or [f"none yet in {results}"], ", or a folder of recorded runs")
 

@@ -29,7 +29,7 @@ from disturbance import (
 from epochlens.errors import UsageError
 from epochlens.record import store
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
 faults = pytest.mark.faults
 
 

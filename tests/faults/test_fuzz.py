@@ -21,8 +21,9 @@ from epochlens.errors import UsageError
 from epochlens.record import store, tables
 from epochlens.sweep import analysis
 
+pytestmark = pytest.mark.faults
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
-fuzz = settings(max_examples=40, deadline=5000, suppress_health_check=SLOW)
+fuzz = settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
 EPOCHS = 3
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -27,7 +27,7 @@ from epochlens.commands import analyze
 from epochlens.record.files import CRASH_AT, STEPS
 from epochlens.sweep import driver, watchdog
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
 faults = pytest.mark.faults
 
 

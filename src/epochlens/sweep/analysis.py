@@ -65,7 +65,7 @@ def find_places(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     else:
         paths = dict.fromkeys([folder, *sorted((folder / "runs").glob("*")), *sorted(folder.glob("*"))])
         found = [(path, store.read_json(path / "run.json")) for path in paths if path.is_dir()]
-        places = named_apart([(path, record) for path, record in found if record])
+        places = named_apart([(path, record) for path, record in found if record and is_run(record)])
     if not places:
         raise UsageError("sweep", str(folder), "holds neither sweep.json nor any run.json")
     return places
@@ -73,8 +73,18 @@ def find_places(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def is_grid(runs: Any) -> bool:
     """Whether a sweep.json's runs are what this program writes."""
-    needed = {"run_id", "methods", *CONDITION, "seed"}
-    return isinstance(runs, list) and all(isinstance(run, dict) and needed <= set(run) for run in runs)
+    return isinstance(runs, list) and all(isinstance(run, dict) and is_run(run) for run in runs)
+
+
+def is_run(record: Mapping[str, Any]) -> bool:
+    """Whether a record names its run, its condition and its methods in the types that this program writes."""
+    methods = record.get("methods")
+    return (
+        all(isinstance(record.get(key), str) for key in ("run_id", "dataset", "model"))
+        and all(isinstance(record.get(key), int | float) for key in ("learning_rate", "seed"))
+        and isinstance(methods, list)
+        and all(isinstance(method, str) for method in methods)
+    )
 
 
 def named_apart(places: Sequence[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:
