@@ -78,10 +78,12 @@ def run_part(part: str, quick: bool) -> Iterator[Result | str]:
 
 def one_thread() -> None:
     """One thread for everyone, as a trial has."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes started from here
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)  # of NumPy's libraries, which are loaded already
 
 
 def line(result: Result) -> str:
