@@ -13,6 +13,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,8 @@ def start_ray(**settings: Any) -> Any:
     """`ray.init` that leaves this process's signal handlers alone. Raises UsageError for a dead address."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return ray.init(**settings)
+        with daemons_apart():
+            return ray.init(**settings)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError("address", settings["address"], f"cannot be reached: {reason}") from error
@@ -149,6 +151,26 @@ def start_ray(**settings: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def daemons_apart() -> Iterator[None]:
+    """Ray's daemons start in sessions of their own: a signal to this process's group leaves them alone.
+
+    Where the daemons are ended at the same time, Ray ends this process before it can say what is saved.
+    They still end with this process, whichever way it does: where the kernel sees to that, on Linux.
+    """
+    from ray._private import services
+
+    if sys.platform != "linux":
+        yield
+        return
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def train_missing(
@@ -244,7 +266,7 @@ def make_tuner(sweep: Sweep, shared: Shared, folder: Path, progress: Progress) -
     from ray.tune.logger import TBXLoggerCallback
 
     watchdog = make_watchdog(
-        getattr(sweep, "stall_timeout", 600.0),
+        sweep.stall_timeout,
         lambda run_id: end_attempt(run_folder(folder, run_id), shared.session),
         lambda text: progress.console.print(f"[yellow]stalled[/yellow] {text}"),
     )
