@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints what each fault cost."""
     if TOLD:
-        terminalreporter.section("fault | how injected | committed epochs computed again")
+        terminalreporter.section("fault | how injected | committed epochs trained again")
         for fault, how, epochs in TOLD:
             terminalreporter.write_line(f"| {fault} | {how} | {epochs} |")
 
@@ -58,7 +58,7 @@ def calm(calm_root: Path) -> dict[str, Any]:
 def recovered(calm: dict[str, Any]) -> Callable[..., None]:
     """Checks that a sweep has ended in the bits of an undisturbed one after a fault.
 
-    Tells the committed epochs that were computed again, at most so many as given; unless `epochs` says how
+    Tells the committed epochs that were trained again, at most so many as given; unless `epochs` says how
     many, the store is asked, which knows of them as long as its ledgers were not damaged.
     """
 

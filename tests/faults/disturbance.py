@@ -92,12 +92,16 @@ Attempt = tuple[Run, Path, trial.Shared, dict[str, Any]]
 """what `trial.train_run` is given"""
 
 
+def planned(root: Path, *options: str) -> tuple[config.Sweep, Path, list[Run]]:
+    """What the command with these options would do: its sweep, the sweep's folder and runs."""
+    given = vars(commands.grid_parser().parse_args([*SMALL, *places(root), *options]))
+    sweep = config.resolve(None, {name: given[name] for name in given if name in config.FIELDS})
+    return sweep, plan.sweep_folder(sweep), plan.expand(sweep, config.check(sweep))
+
+
 def attempts(root: Path) -> list[Attempt]:
     """An attempt at each run of the sweep, needing no Ray: to be begun inside `without_ray`."""
-    given = vars(commands.grid_parser().parse_args([*SMALL, *places(root)]))
-    sweep = config.resolve(None, {name: given[name] for name in given if name in config.FIELDS})
-    folder = plan.sweep_folder(sweep)
-    runs = plan.expand(sweep, config.check(sweep))
+    sweep, folder, runs = planned(root)
     splits = data.load("digits", runs[0].classes, "unused")
     shared = trial.Shared(
         folder, {run.run_id: run for run in runs}, {"digits": splits}, "cpu", 1, sweep.keep_weights, sweep.npz

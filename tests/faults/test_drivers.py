@@ -18,6 +18,7 @@ from disturbance import (
     finish,
     folders,
     half_done,
+    planned,
     processes,
     run,
     run_disturbed,
@@ -28,8 +29,9 @@ from disturbance import (
 
 from epochlens.errors import UsageError
 from epochlens.record import store
+from epochlens.sweep import plan
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray]
+pytestmark = pytest.mark.ray
 faults = pytest.mark.faults
 
 
@@ -177,22 +179,23 @@ def test_state_of_tune_damaged(tmp_path, recovers, recovered, damage, when):
     recovers(tmp_path, *told, 2, ONLY_TRAIN)
 
 
-def test_what_changes_numbers_is_another_run_and_what_does_not_is_the_same(calm_root, capsys, monkeypatch):
+def test_what_changes_numbers_is_another_run_and_what_does_not_is_the_same(calm_root, monkeypatch):
     from epochlens import config
 
-    def planned(*options: str) -> str:
-        return run(calm_root, "--dry-run", *options).said
+    def statuses(*options: str) -> list[str]:
+        _, folder, runs = planned(calm_root, *options)
+        return [task.status for task in plan.look_up(folder, runs)]
 
     same = [["--keep-weights", "none"], ["--plots-dir", "elsewhere"], ["--cpus-per-trial", "0.5"]]
     same += [["--max-failures", "0"], ["--npz"], ["--dashboard"], ["--cpus-per-trial", "1"]]
     for options in same:
-        assert "2 done" in planned(*options), options
+        assert statuses(*options) == ["done", "done"], options
     others = [["--epochs", "41"], ["--batch-size", "64"], ["--optimizer", "sgd"], ["--target", "predicted"]]
     others += [["--probe-samples", "5"], ["--quality-every", "4"], ["--methods", "saliency", "gradcam"]]
     for options in others:
-        assert "2 missing" in planned(*options), options
+        assert statuses(*options) == ["missing", "missing"], options
     monkeypatch.setattr(config, "NUMERICS", config.NUMERICS + 1)
-    assert "2 missing" in planned()
+    assert statuses() == ["missing", "missing"]
 
 
 @faults

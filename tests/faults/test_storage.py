@@ -23,35 +23,42 @@ from disturbance import (
 )
 
 from epochlens.record import store
+from epochlens.record.tracker import Tracker
 from epochlens.sweep import trial
 
 pytestmark = pytest.mark.ray
 faults = pytest.mark.faults
 HALF = 20
-DAMAGED = {  # what is damaged, and the committed epochs that must be computed again for each of the two runs
-    "an early epoch's maps": ("attributions/epoch-0004.parquet", HALF),
-    "the last epoch's maps": (f"attributions/epoch-{HALF - 1:04d}.parquet", 1),
-    "an early epoch's quality": ("quality/epoch-0005.parquet", HALF),
-    "the checkpoint": ("state.pt", 1),
-    "the ledger": ("ledger.jsonl", HALF),
-    "the probe images": ("probe.npz", 0),
-    "run.json": ("run.json", 0),
-    "attempt.json": ("attempt.json", 0),
+DAMAGED = {  # what is damaged; of each run, the epochs trained again at most, and those explained again
+    "an early epoch's maps": ("attributions/epoch-0004.parquet", HALF, 1),
+    "the last epoch's maps": (f"attributions/epoch-{HALF - 1:04d}.parquet", 1, 1),
+    "an early epoch's quality": ("quality/epoch-0005.parquet", HALF, 1),
+    "the checkpoint": ("state.pt", 1, 0),
+    "the ledger": ("ledger.jsonl", HALF, HALF),
+    "the probe images": ("probe.npz", 0, 0),
+    "run.json": ("run.json", 0, 0),
+    "attempt.json": ("attempt.json", 0, 0),
 }
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 @pytest.mark.parametrize("what", DAMAGED)
-def test_damage_to_half_a_run_is_found_and_mended(tmp_path, what, damage, recovered):
-    name, at_most = DAMAGED[what]
+def test_damage_to_half_a_run_is_found_and_mended(tmp_path, what, damage, recovered, monkeypatch):
+    name, trained_again, explained_again = DAMAGED[what]
+    explained = []
+    explain = Tracker.explain
     for folder in half_done(tmp_path, HALF):
         hurt(folder / name, damage)
+    monkeypatch.setattr(
+        Tracker, "explain", lambda tracker, epoch: (explained.append(epoch), explain(tracker, epoch))[1]
+    )
     with without_ray():
         trained = sum(len(list(trial.train_run(*attempt))) for attempt in attempts(tmp_path))
     again = trained - 2 * (EPOCHS + 1 - HALF)
+    assert len(explained) - 2 * (EPOCHS + 1 - HALF) <= 2 * explained_again
     told = {"flip": "a bit flipped", "cut": "cut in two", "empty": "emptied", "gone": "removed"}[damage]
     recovered(
-        tmp_path, f"{what} damaged", f"{told}, in 2 runs of {HALF} committed epochs", 2 * at_most, again
+        tmp_path, f"{what} damaged", f"{told}, in 2 runs of {HALF} committed epochs", 2 * trained_again, again
     )
 
 

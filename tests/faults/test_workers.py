@@ -26,7 +26,7 @@ from disturbance import (
 from epochlens.commands import analyze
 from epochlens.record.files import CRASH_AT, STEPS
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray]
+pytestmark = pytest.mark.ray
 faults = pytest.mark.faults
 
 
