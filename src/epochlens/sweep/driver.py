@@ -147,6 +147,9 @@ def start_ray(**settings: Any) -> Any:
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError("address", settings["address"], f"cannot be reached: {reason}") from error
+    except SystemExit as error:  # the signal came while Ray's own handler was in place of ours
+        asked.append(signal.SIGTERM)
+        raise Interrupted from error
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
