@@ -449,6 +449,17 @@ def test_altered_images_are_looked_at_once_for_all_methods():
     assert totals == [5 + 5 * 20] * 2
 
 
+@pytest.mark.parametrize(("method", "calls"), [("saliency", 1), ("integrated_gradients:steps=3", 4)])
+def test_stability_asks_the_network_no_more_than_the_method_does(method, calls):
+    images, targets = batch(4)
+    model, samples = network(), 6
+    maps = attribute(model, images, targets, method)
+    asked = []
+    model.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    evaluate(model, images, targets, maps, "relative_input_stability", method=method, samples=samples)
+    assert sum(asked) == len(images) * (1 + samples * calls)
+
+
 def test_a_model_and_the_global_streams_stay_as_they_were():
     torch.manual_seed(0)
     model = nn.Sequential(

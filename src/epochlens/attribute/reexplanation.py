@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from epochlens.attribute.methods import is_stochastic
 from epochlens.attribute.removal import (
@@ -51,7 +53,7 @@ def relative_input_stability(
     Agarwal et al. 2022.
     """
     images, count = subject.images, len(subject.images)
-    predicted = _predictions(subject, images)
+    predicted = _classes(forward(subject.model, images))
     largest = {method: torch.full((count,), -torch.inf, dtype=torch.float64) for method in subject.maps}
     kept = torch.zeros(count, dtype=torch.float64)
     group = max(1, batch_size(images) // count)
@@ -59,12 +61,13 @@ def relative_input_stability(
         size = min(group, samples - first)
         draws = torch.stack([_uniform(images.shape, generator) for _ in range(size)])
         noisy = images + low + (high - low) * draws.to(images)
-        same = (_predictions(subject, noisy.flatten(0, 1)).view(size, count) == predicted) & (predicted >= 0)
+        explained, outputs = _explained(subject, noisy)
+        same = (_classes(outputs).view(size, count) == predicted) & (predicted >= 0)
         moved = _relative_change(images, noisy)
         moved = moved + (moved == 0) * SMALL
         kept += same.sum(0).cpu()
         for method, maps in subject.maps.items():
-            ratio = _relative_change(maps, _explained(subject, method, noisy)) / moved
+            ratio = _relative_change(maps, explained[method]) / moved
             ratio = ratio.where(ratio.isfinite(), torch.nan).where(same, -torch.inf).amax(0).cpu()
             largest[method] = torch.maximum(largest[method], ratio.double())
     return _stabilities(largest, kept, samples)
@@ -80,9 +83,8 @@ def _stabilities(largest: dict[str, Tensor], kept: Tensor, samples: int) -> Asse
     return without_curves(values)
 
 
-def _predictions(subject: Subject, images: Tensor) -> Tensor:
-    """The predicted class of each image, -1 where an output is not finite."""
-    outputs = forward(subject.model, images)
+def _classes(outputs: Tensor) -> Tensor:
+    """The predicted class of each row of outputs, -1 where one is not finite."""
     return outputs.argmax(1).where(outputs.isfinite().all(1), -1)
 
 
@@ -92,7 +94,45 @@ def _relative_change(before: Tensor, after: Tensor) -> Tensor:
     return ((before - after) / (before + (before == 0) * SMALL)).norm(dim=2)
 
 
-def _explained(subject: Subject, method: str, noisy: Tensor) -> Tensor:
+def _explained(subject: Subject, noisy: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Each method's maps of images [S,N,...], and the network's outputs for these [S*N,K]."""
+    flat = noisy.flatten(0, 1)
+    explained, outputs = {}, None
+    for method in subject.maps:
+        with _outputs_of(subject.model, flat) as seen:
+            explained[method] = _maps_of(subject, method, noisy)
+        outputs = seen() if outputs is None else outputs
+    return explained, forward(subject.model, flat) if outputs is None else outputs
+
+
+@contextmanager
+def _outputs_of(model: nn.Module, images: Tensor) -> Iterator[Callable[[], Tensor | None]]:
+    """Listens to the model: what is yielded tells its outputs if it was called on just these images in turn.
+
+    A gradient of the images takes such a call, which then need not be made again.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []
+    count = 0
+
+    def listen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal count
+        count += len(inputs[0]) if inputs else 0
+        if inputs and count <= len(images):  # a method of many calls is not kept in memory
+            calls.append((inputs[0].detach(), output.detach()))
+
+    def outputs() -> Tensor | None:
+        if count != len(images) or not torch.equal(torch.cat([given for given, _ in calls]), images):
+            return None
+        return torch.cat([found for _, found in calls])
+
+    handle = model.register_forward_hook(listen)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _maps_of(subject: Subject, method: str, noisy: Tensor) -> Tensor:
     """Maps of images [S,N,...]: in one call, or draw by draw where a method's own draws must be the same."""
     model, targets, explain = subject.model, subject.targets, subject.explain
     if _has_draws(method):
