@@ -45,11 +45,11 @@ def comparisons(quick: bool) -> Iterator[Comparison]:
     yield compare("gradcam", "captum", lambda: captum_gradcam(plain, images, targets), 1)
 
 
-def example(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+def example(name: str, shape: tuple[int, int, int] = (3, SIDE, SIDE)) -> tuple[nn.Module, Tensor, Tensor]:
     """An untrained model in eval mode, random images and targets."""
     torch.manual_seed(0)
-    model = models.build(models.model_factory(name), (3, SIDE, SIDE), 2).eval()
-    return model, torch.rand(IMAGES, 3, SIDE, SIDE), torch.arange(IMAGES) % 2
+    model = models.build(models.model_factory(name), shape, 2).eval()
+    return model, torch.rand(IMAGES, *shape), torch.arange(IMAGES) % 2
 
 
 def plain_layers(model: nn.Module) -> nn.Module:
@@ -65,6 +65,13 @@ def stepwise(model: nn.Module, images: Tensor, targets: Tensor) -> np.ndarray:
         score = model(x).gather(1, targets[:, None]).sum()
         total += torch.autograd.grad(score, x)[0]
     return (images * total / STEPS).numpy()
+
+
+def plain_saliency(model: nn.Module, images: Tensor, targets: Tensor) -> np.ndarray:
+    """Saliency as commonly written."""
+    x = images.clone().requires_grad_()
+    score = model(x).gather(1, targets[:, None]).sum()
+    return torch.autograd.grad(score, x)[0].numpy()
 
 
 def captum_maps(name: str, model: nn.Module, images: Tensor, targets: Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ Memory settings belong to a process, and ours must not reach the peer.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import random
 import statistics
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from epochlens.attribute.methods import attribute_all
 from epochlens.lazy import LazyModule
 from epochlens.learn import models, training
-from epochlens.sweep.bench.timing import Result, matmul_peak
+from epochlens.sweep.bench.attribution import example, plain_layers, plain_saliency, stepwise
+from epochlens.sweep.bench.timing import Comparison, Result, matmul_peak, measure, relative_norm
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +69,7 @@ def comparisons(quick: bool) -> Iterator[Result | str]:
         work = Work(model, "CIFAR cat/dog", "fp32")
         found[work] = compare(work, max(2, repeats // 2), 0.0, peaks["fp32"])
         yield found[work]
-    yield grid({work: result for work, result in found.items() if work.precision == "fp32"})
+    yield grid({work: result for work, result in found.items() if work.precision == "fp32"}, repeats)
 
 
 def peak_of(precision: str) -> float:
@@ -74,16 +77,40 @@ def peak_of(precision: str) -> float:
     return matmul_peak({"fp32": "float32", "bf16": "bfloat16"}[precision])
 
 
-def grid(epochs: dict[Work, Result]) -> Result:
-    """The study's grid: one training serves both methods here, where the study trained once per method."""
-    ours = sum(result.ours for result in epochs.values())
-    theirs = 2 * sum(result.theirs for result in epochs.values())
-    task = "an epoch of every dataset and model of the study, 2 methods (training only)"
-    ratio = theirs / ours
-    nan = float("nan")
+def grid(epochs: dict[Work, Result], repeats: int) -> Result:
+    """The study's grid: one training serves both methods here, where the study trained once per method.
+
+    An epoch of every dataset and model, with its evaluation and the maps of 32 images by both methods.
+    """
+    maps = [explanation(work, repeats) for work in epochs]
+    ours = sum(result.ours for result in [*epochs.values(), *maps])
+    theirs = sum(2 * result.theirs for result in epochs.values()) + sum(result.theirs for result in maps)
+    task = "an epoch of every dataset and model of the study, with maps by 2 methods"
+    different = max(result.difference for result in [*epochs.values(), *maps])
+    ratio = theirs / ours if all(math.isfinite(r.ratio) for r in [*epochs.values(), *maps]) else math.nan
     return Result(
-        "training", task, "one training per method", ours, theirs, ratio, nan, nan, GRID_TARGET, nan, 0
-    )
+        "training", task, "one training per method", ours, theirs, ratio, math.nan, math.nan, GRID_TARGET,
+        math.nan, different,
+    )  # fmt: skip
+
+
+def explanation(work: Work, repeats: int) -> Result:
+    """Maps of one epoch by both of the study's methods, against loops as commonly written."""
+    model, images, targets = example(work.model, DATASETS[work.dataset][0])
+    plain, methods = plain_layers(model), ["saliency", "integrated_gradients"]
+
+    def ours() -> list[np.ndarray]:
+        found = attribute_all(model, images, targets, methods)
+        return [found[method].numpy() for method in methods]
+
+    def theirs() -> list[np.ndarray]:
+        return [plain_saliency(plain, images, targets), stepwise(plain, images, targets)]
+
+    def difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+        return max(relative_norm(x, y) for x, y in zip(a, b, strict=True))
+
+    task = f"maps of {len(images)} images of {work.dataset}, `{work.model}`"
+    return measure(Comparison("training", task, "loops", ours, theirs, difference, 1e-3, 0.0), repeats)
 
 
 def compare(work: Work, repeats: int, target: float, peak: float) -> Result:
