@@ -13,7 +13,7 @@ import pytest
 def cluster():
     """A local Ray cluster of two CPUs, with the settings that sweeps use."""
     from epochlens.config import Sweep
-    from epochlens.sweep import driver
+    from epochlens.sweep.cluster import ray_cluster
 
-    with driver.ray_cluster(Sweep(dashboard=False), num_cpus=2):
+    with ray_cluster(Sweep(dashboard=False), num_cpus=2):
         yield

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -91,6 +96,16 @@ def page(browser, place) -> Iterator[Any]:
     page.close()
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of an explorer over a folder."""
+    from epochlens.show.explorer.command import serve_in_thread
+
+    server = serve_in_thread(folder)
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+
+
 def opened(page: Any, place: tuple[str, Path], path: str = "/") -> Any:
     page.goto(place[0] + path)
     page.wait_for_selector(".sprite")
@@ -126,6 +141,9 @@ def test_keys_move_every_panel_and_the_cursor(page, place):
     assert all(now != then for now, then in zip(cells(page), before, strict=True))
     page.keyboard.press("ArrowRight")
     wait_for_epoch(page, EPOCHS - 2)
+    page.evaluate("""() => ["ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowRight"].forEach((key) =>
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })))""")
+    wait_for_epoch(page, EPOCHS - 4)
     page.fill("#epoch-now ~ input, .slider input", "1")
     page.keyboard.press("Enter")
     wait_for_epoch(page, 1)
@@ -171,6 +189,7 @@ def test_two_runs_side_by_side_and_the_pair_of_a_clicked_cell(page, place):
     opened(page, place, "/?run=a&other=b&epoch=2")
     assert page.locator(".run").count() == 2
     assert page.locator("#curves .scatterlayer .trace").count() == 2 * (len(METHODS) + 1)
+    page.locator("#matrix").evaluate("plot => plot.scrollIntoView({ block: 'center' })")
     box = page.locator("#matrix .nsewdrag").first.bounding_box()
     page.mouse.click(box["x"] + 1.5 / EPOCHS * box["width"], box["y"] + 0.5 / EPOCHS * box["height"])
     page.wait_for_selector("#pair .sprite")
@@ -230,17 +249,37 @@ def test_tables_sort_and_pages_change_without_reload(page, place):
 
 
 def test_files_are_saved(page, place, tmp_path):
+    from PIL import Image
+
     opened(page, place, "/?run=a&epoch=2")
     with page.expect_download() as found:
         page.click("#save-maps")
     found.value.save_as(tmp_path / "maps.csv")
     assert found.value.suggested_filename == "a-image0-epoch2.csv"
     assert len((tmp_path / "maps.csv").read_text().splitlines()) == 1 + len(METHODS) * 64
+    for name in ("curves", "matrix"):
+        with page.expect_download() as found:
+            page.click(f"[data-save=png][data-graph={name}]")
+        found.value.save_as(tmp_path / "figure.png")
+        assert len(Image.open(tmp_path / "figure.png").convert("RGB").getcolors(2**20) or []) > 20
+    with page.expect_download() as found:
+        page.click("[data-save=csv][data-graph=matrix]")
+    found.value.save_as(tmp_path / "matrix.csv")
+    head, *rows = (tmp_path / "matrix.csv").read_text().splitlines()
+    assert head == "series,panel,x,y,value" and len(rows) == EPOCHS**2
+    diagonal = [row.split(",") for row in rows]
+    assert all(float(row[4]) > 0.999 for row in diagonal if row[2] == row[3])
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser, place):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.set_default_timeout(WAIT)
+    for path in ("/cost", "/stability", "/quality", "/model"):
+        page.goto(place[0] + path)
+        page.wait_for_selector("#page > *", state="attached")
+        if path == "/cost":
+            page.wait_for_selector("#cost-memory .bars path")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
     opened_phone = page.goto(place[0])
     assert opened_phone.ok
     page.wait_for_selector("#curves .scatterlayer .trace")
@@ -269,3 +308,124 @@ def test_graphs_stay_inside_their_panels_after_the_window_changes(page, place):
             assert plot["x"] + plot["width"] <= panel["x"] + panel["width"]
             assert plot["width"] > 0.8 * panel["width"]
             assert plot["height"] == height
+
+
+def test_the_first_page_says_when_maps_settle_before_anything_is_clicked(page, place):
+    opened(page, place)
+    page.wait_for_selector("#answer .mine")
+    told = page.inner_text("#answer")
+    assert "digits · small" in told and "saliency maps" in told and "Settled: from this epoch on" in told
+    answer, maps = (page.locator(name).first.bounding_box() for name in ("#answer .mine", ".sprite"))
+    assert answer["y"] + answer["height"] < maps["y"] < 800
+
+
+def bar_texts(page: Any) -> list[str]:
+    return page.eval_on_selector_all("#cost-operations .bartext", "all => all.map(one => one.textContent)")
+
+
+def test_costs_follow_the_sliders(page, place):
+    page.goto(place[0] + "/cost")
+    page.wait_for_selector("#cost-operations .bartext")
+    page.wait_for_selector("#table-cost tbody tr")
+    rows = "all => Object.fromEntries(all.map(({ children: [a, b] }) => [a.textContent, b.textContent]))"
+    before, ends = bar_texts(page), page.eval_on_selector_all("#cost-operations .xtick", "all => all.length")
+    slider = page.locator("#cost-steps [role=slider]")
+    slider.focus()
+    moved = "name => [...document.querySelectorAll('#table-cost td')].some(one => one.textContent === name)"
+    for count in (1, 2, 5):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(moved, arg=f"integrated_gradients:steps={count}")
+    found = page.eval_on_selector_all("#table-cost tbody tr", rows)
+    page.wait_for_function(
+        "before => JSON.stringify([...document.querySelectorAll('#cost-operations .bartext')]"
+        ".map(one => one.textContent)) !== before",
+        arg=json.dumps(before, separators=(",", ":")),
+    )
+    assert found["integrated_gradients:steps=5"] in bar_texts(page)
+    assert page.eval_on_selector_all("#cost-operations .xtick", "all => all.length") == ends, "the axis stays"
+    page.click("#table-cost th button >> nth=1")
+    numbers = page.eval_on_selector_all(
+        "#table-cost tbody tr", "all => all.map(row => row.children[1].textContent)"
+    )
+    sizes = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+    values = [float(text.split()[0]) * sizes[[*text.split(), ""][1]] for text in numbers]
+    assert values == sorted(values) and values[-1] > 1e5, "sorted by number, not by text"
+    page.wait_for_function("location.search.includes('steps=3')")
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_function(moved, arg="integrated_gradients:steps=5")
+    page.fill("#cost-side", "1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#cost-said .notice")
+
+
+def test_a_real_sweep_is_watched_from_nothing_to_its_end(page, place, tmp_path):
+    """The page is opened once, before there is anything; what it shows later it found out by itself."""
+    results = tmp_path / "results"
+    command = "import sys; from epochlens.commands import grid; sys.exit(grid(sys.argv[1:]))"
+    options = [
+        "--name",
+        "live",
+        "--datasets",
+        "digits",
+        "--models",
+        "deep",
+        "--lrs",
+        "0.01",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    options += ["--epochs", "60", "--probe-samples", "4", "--keep-weights", "all", "--no-dashboard"]
+    places = ["--results-dir", str(results), "--plots-dir", str(tmp_path / "plots")]
+    with served(results / "live") as address:
+        page.goto(address)
+        page.wait_for_selector("text=No run here yet")
+        page.evaluate("window.notReloaded = true")
+        sweep = subprocess.Popen(
+            [sys.executable, "-c", command, *options, *places],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            page.wait_for_selector(".run .sprite", timeout=120_000)
+            seen = {epoch_of(page)}
+            page.wait_for_selector("#progress:has-text('live')")
+            for _ in range(3):
+                page.wait_for_function(
+                    "seen => !seen.includes(+document.getElementById('epoch-now').textContent.slice(6))",
+                    arg=sorted(seen),
+                    timeout=120_000,
+                )
+                seen.add(epoch_of(page))
+            assert len(seen) == 4 and max(seen) > min(seen), "the newest epoch is followed"
+            assert "So far" in page.inner_text("#answer") or max(seen) == 60
+            assert sweep.wait(240) == 0
+        finally:
+            sweep.terminate()
+            sweep.wait(60)
+        page.wait_for_selector("#progress:has-text('2 done')")
+        wait_for_epoch(page, 60)
+        page.wait_for_function("document.querySelector('#answer').textContent.includes('middle half')")
+        assert page.evaluate("window.notReloaded") is True
+        page.wait_for_selector(".probable .bar")
+        probable = "all => all.map(one => one.textContent)"
+        page.wait_for_function("document.querySelector('.probable-at').textContent === 'after epoch 60'")
+        last = page.eval_on_selector_all(".probable output", probable)
+        page.evaluate("window.dash_clientside.set_props('epoch', { value: 0 })")
+        page.wait_for_function("document.querySelector('.probable-at').textContent === 'after epoch 0'")
+        assert page.eval_on_selector_all(".probable output", probable) != last
+        page.click("nav >> text=Model")
+        page.wait_for_selector("#model-found .sprite", timeout=120_000)
+        page.wait_for_selector("#model-found .layer")
+        said = page.inner_text("#model-found .panel p")
+        page.click("#model-target")
+        page.click("[role=option]:has-text('class 3'), .dash-options-list-option:has-text('class 3')")
+        page.wait_for_selector("text=maps explain class 3")
+        assert page.inner_text("#model-found .panel p") != said
+        page.click("nav >> text=Stability")
+        page.wait_for_selector("#table-settling_summary tbody tr")
+        page.wait_for_selector("#settling .points path")

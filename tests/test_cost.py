@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from matplotlib.patches import Rectangle
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from epochlens.attribute import cost
+from epochlens.attribute import cost, machine
 from epochlens.attribute.methods import METHODS, attribute, borrowed
+from epochlens.attribute.tally import Tally
 from epochlens.errors import UsageError
-from epochlens.learn import models
+from epochlens.learn import meta, models
 from epochlens.show import cost as chart
 from epochlens.sweep import cost_command
 
@@ -38,7 +40,7 @@ PUBLISHED = {
 
 
 def on_meta(name: str, shape: tuple[int, int, int] = SHAPE, classes: int = 10) -> nn.Module:
-    return cost_command.build_meta(name, shape, classes)
+    return meta.build_meta(name, shape, classes)
 
 
 def real(name: str, shape: tuple[int, int, int] = SHAPE, images: int = IMAGES) -> tuple:
@@ -47,8 +49,8 @@ def real(name: str, shape: tuple[int, int, int] = SHAPE, images: int = IMAGES) -
     return model, torch.rand(images, *shape), torch.arange(images)
 
 
-def tally_of_call(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, method: str) -> cost.Tally:
-    with cost.Tally() as tally:
+def tally_of_call(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, method: str) -> Tally:
+    with Tally() as tally:
         attribute(model, images, targets, method)
     return tally
 
@@ -178,7 +180,7 @@ def test_memory_of_a_forward_pass_by_hand():
 
 
 def test_tallied_memory_is_that_of_what_is_still_there():
-    with cost.Tally() as tally:
+    with Tally() as tally:
         kept = torch.rand(1000)
         view = (kept[10:] + 1)[5:].view(-1)
         assert tally.bytes == kept.nbytes + view.untyped_storage().nbytes()
@@ -221,7 +223,7 @@ def test_growth_of_the_process_is_that_of_a_large_array():
         return float(np.ones(6_000_000).sum())
 
     np.ones(12_000_000).sum()  # what the process took once before does not count
-    grown = cost.memory_growth(call)
+    grown = machine.memory_growth(call)
     if grown is None:
         pytest.skip("this system does not tell")
     assert 0.95 * 48e6 < grown < 1.3 * 48e6
@@ -370,3 +372,39 @@ def test_borrowed_models_are_counted_in_eval_mode():
     assert model.training
     with borrowed(model):
         assert cost.method_flops(model, SHAPE, "saliency") == evaluated
+
+
+@given(st.sampled_from(["deep", "lenet"]), st.integers(1, 40), st.integers(1, 4))
+@settings(max_examples=12, deadline=None)
+def test_steps_and_samples_are_counted_as_if_each_were_done(name, number, images):
+    """Only two and three of them are; a remembered count gives the same."""
+    model = on_meta(name)
+    for method, option in cost.REPEATED.items():
+        label = cost.with_options(method, {option: number})
+        done = cost.step_tally(model, SHAPE, label, images).flops / images
+        assert cost.method_flops(model, SHAPE, label, images) == pytest.approx(done, rel=1e-12)
+        asked = []
+
+        def count(*what: Any, asked: list = asked) -> Tally:
+            asked.append(what[2:])
+            return cost.step_tally(*what)
+
+        assert cost.method_cost(model, SHAPE, label, images, count) == cost.method_cost(
+            model, SHAPE, label, images
+        )
+        assert all(f"={number}" not in step for step, _ in asked) or number <= 3
+
+
+def test_all_methods_at_once_say_why_a_network_cannot_have_one():
+    found = cost.costs(on_meta("lenet"), SHAPE, ["saliency", "cam"], 3)
+    assert found["saliency"] == cost.method_cost(on_meta("lenet"), SHAPE, "saliency", 3)
+    assert isinstance(found["cam"], UsageError) and "gradcam" in str(found["cam"])
+
+
+def test_measuring_the_machine_leaves_threads_and_random_stream_alone():
+    stream, threads = torch.get_rng_state(), torch.get_num_threads()
+    assert 1e8 < machine.matmul_peak(0.05) < 1e14
+    assert torch.equal(stream, torch.get_rng_state()) and torch.get_num_threads() == threads
+    with pytest.raises(KeyError), machine.one_thread():
+        raise KeyError
+    assert torch.get_num_threads() == threads

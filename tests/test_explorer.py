@@ -29,16 +29,23 @@ from epochlens.measure.ranking import summarise_quality
 from epochlens.record import store
 from epochlens.record.tables import Maps
 from epochlens.show.explorer import (
+    answer,
     app,
     command,
+    cost_page,
+    cost_view,
     data,
+    exports,
     facets,
     figures,
+    maps_drawing,
     model_page,
     model_view,
     pages,
     panels,
+    patience,
     pictures,
+    probabilities,
     tables_view,
     view,
 )
@@ -237,13 +244,13 @@ def known(key: str, text: str) -> bool:
 
 def test_a_bad_link_gives_a_message_and_the_default_view(sweep):
     source = source_of(sweep)
-    page = app.show_page(source, "/", True, "?run=../../etc&probe=900&epoch=77&method=nothing")
+    page = app.show_page(source, "/", True, False, False, "?run=../../etc&probe=900&epoch=77&method=nothing")
     told = text_of(page[0].to_plotly_json())
     for word in ("../../etc", "900", "77", "nothing"):
         assert word in told
     values = component_values(page)
     assert (values["run"], values["probe"], values["epoch"]) == (first(source).name, 0, EPOCHS - 1)
-    assert "There is no page /lost" in text_of(app.show_page(source, "/lost", True, "")[0])
+    assert "There is no page /lost" in text_of(app.show_page(source, "/lost", True, False, False, "")[0])
 
 
 def accepted(figure: dict) -> list[Any]:
@@ -279,10 +286,11 @@ def walk(part):
 def test_every_callback_speaks_of_components_that_a_page_has(sweep):
     source = source_of(sweep)
     made = app.make_app(sweep)
-    layouts = [app.layout(source), app.show_page(source, "/", True, "")]
+    layouts = [app.layout(source), app.show_page(source, "/", True, False, False, "")]
     layouts += [pages.stability_page(source), pages.quality_page(source)]
     (first(source).folder / "weights.pt").write_bytes(b"")
-    layouts.append(app.show_page(source, "/model", True, ""))
+    layouts.append(app.show_page(source, "/cost", True, False, False, ""))
+    layouts.append(app.show_page(source, "/model", True, False, True, ""))
     (first(source).folder / "weights.pt").unlink()
     there = {part.id for part in walk(layouts) if isinstance(getattr(part, "id", None), str)}
     for key, callback in made.callback_map.items():
@@ -322,7 +330,7 @@ def test_the_pickers_of_a_run_pick_that_run(sweep, condition):
 def test_a_drawing_shows_each_chosen_method_at_the_chosen_epoch(sweep):
     source = source_of(sweep)
     run = first(source)
-    children, figure, start, end, at, remarks, _ = app.draw(source, *shown(run.name), "r", 3, None)
+    children, figure, start, end, at, remarks, _ = maps_drawing.draw(source, *shown(run.name), "r", 3, None)
     maps = [part for part in walk(children) if getattr(part, "className", "") == "sprite"]
     assert len(maps) == len(METHODS) and not remarks
     assert (start, end) == (0, EPOCHS - 1) and at is not None
@@ -333,7 +341,7 @@ def test_a_drawing_shows_each_chosen_method_at_the_chosen_epoch(sweep):
     flat = store.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1)
     assert maps[0].style["backgroundImage"] == f"url({pictures.sprite(flat).uri})"
     assert figure["layout"]["shapes"][0]["x0"] == 3
-    only = app.draw(source, *shown(run.name, methods=["integrated_gradients"]), "r", 3, None)[0]
+    only = maps_drawing.draw(source, *shown(run.name, methods=["integrated_gradients"]), "r", 3, None)[0]
     flat = store.load(run.folder, ["integrated_gradients"]).attributions[:, 0, 1].sum(1)
     limits = [part.children for part in walk(only) if getattr(part, "className", "") == "limit"]
     assert limits == [panels.limit_words(pictures.sprite(flat).limits[3])]
@@ -352,7 +360,7 @@ def test_sentences_tell_the_recorded_prediction_in_the_datasets_own_classes(swee
 def test_a_second_run_is_dashed_and_shows_the_same_image(sweep):
     source = source_of(sweep)
     a, b = list(data.find_runs(sweep))[:2]
-    children, figure, *_, remarks, _ = app.draw(source, *shown(a, b), "r", 2, None)
+    children, figure, *_, remarks, _ = maps_drawing.draw(source, *shown(a, b), "r", 2, None)
     assert len([p for p in walk(children) if getattr(p, "className", "") == "panel run"]) == 2
     assert not remarks
     dashes = {trace.name: trace.line.dash for trace in accepted(figure)}
@@ -377,59 +385,59 @@ def test_a_run_with_other_images_is_said_to_show_another(tmp_path):
 
 def test_a_running_sweep_is_followed_as_it_grows(tmp_path):
     source = source_of(tmp_path / "live")
-    assert "No run here yet" in text_of(app.show_page(source, "/", False, ""))
+    assert "No run here yet" in text_of(app.show_page(source, "/", False, False, False, ""))
     folder = source.folder / "runs" / "r"
     record = {**record_of("digits", "small", 0.1, 0), "run_id": "r"}
-    revision, appeared, *_ = app.refresh(source, 0, None, False)
+    revision, appeared, *_ = app.refresh(source, 0, None, False, False, False)
     folder.parent.mkdir(parents=True)
     store.write_json(source.folder / "sweep.json", {"runs": [record, {**record, "run_id": "later"}]})
     assert data.find_runs(source.folder)["r"].status == "waiting"
-    waiting = app.draw(source, *shown("r"), "x", 0, None)
+    waiting = maps_drawing.draw(source, *shown("r"), "x", 0, None)
     assert "has no recorded epoch yet" in str(waiting[5])
     write_run(folder, record, epochs=3, done=False)
-    now, appeared, told, pause = app.refresh(source, 1, revision, False)
+    now, appeared, *_, told, pause = app.refresh(source, 1, revision, False, False, False)
     assert (appeared, pause) == (True, app.LIVE) and "1 running" in told and "1 waiting" in told
     with pytest.raises(PreventUpdate):
-        app.refresh(source, 2, now, True)
-    begun = app.draw(source, *shown("r"), now, 0, waiting[6])
+        app.refresh(source, 2, now, True, False, False)
+    begun = maps_drawing.draw(source, *shown("r"), now, 0, waiting[6])
     assert begun[3:5] == (2, 2), "a page that waited follows from the first epoch"
     mark = begun[6]
     write_epoch(folder, 3, np.random.default_rng(3))
-    assert app.refresh(source, 3, now, True)[0] != now
-    at_end = app.draw(source, *shown("r"), "new", 2, mark)
+    assert app.refresh(source, 3, now, True, False, False)[0] != now
+    at_end = maps_drawing.draw(source, *shown("r"), "new", 2, mark)
     assert at_end[3:5] == (3, 3), "at the newest epoch the slider follows"
-    back = app.draw(source, *shown("r"), "new", 1, mark)
+    back = maps_drawing.draw(source, *shown("r"), "new", 1, mark)
     assert back[3] == 3 and back[4] not in (2, 3), "elsewhere it stays"
     write_epoch(folder, 4, np.random.default_rng(4))
     store.finish_run(folder, record)
     assert data.find_runs(source.folder)["r"].status == "done"
-    assert app.draw(source, *shown("r"), "end", 3, at_end[6])[3] == 4
+    assert maps_drawing.draw(source, *shown("r"), "end", 3, at_end[6])[3] == 4
 
 
 def test_the_pair_of_a_clicked_cell_is_on_one_scale(sweep):
     source = source_of(sweep)
     run = first(source)
-    found, hidden = app.draw_pair(source, {"points": [{"x": 4, "y": 1}]}, None, *shown(run.name))
+    found, hidden = maps_drawing.draw_pair(source, {"points": [{"x": 4, "y": 1}]}, None, *shown(run.name))
     assert not hidden and found[0].children == "Epochs 1 and 4"
     limits = [part.children for part in walk(found) if getattr(part, "className", "") == "limit"]
     flat = store.load(run.folder, METHODS).attributions[[1, 4], :, 1].sum(2)
     wanted = [panels.limit_words(pictures.reaches(flat[:, m]).max()) for m in range(2)]
     assert limits[:4] == wanted * 2
-    assert app.draw_pair(source, None, None, *shown(run.name)) == ([], True)
+    assert maps_drawing.draw_pair(source, None, None, *shown(run.name)) == ([], True)
 
 
 def test_exports_hold_what_is_shown(sweep):
     source = source_of(sweep)
-    run, chosen = first(source), app.as_view(shown(first(source).name, change="final"))
-    table = pd.read_csv(io.StringIO(panels.export_maps(source, run, 1, chosen, 2)))
+    run, chosen = first(source), maps_drawing.as_view(shown(first(source).name, change="final"))
+    table = pd.read_csv(io.StringIO(exports.export_maps(source, run, 1, chosen, 2)))
     maps = store.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1, dtype=float)
     values = table[table["method"] == "saliency"].pivot(index="row", columns="column", values="value")
     np.testing.assert_allclose(values.to_numpy(), maps[2] - maps[-1], rtol=1e-6, atol=1e-6)
     assert set(table["epoch"]) == {2} and set(table["test_image"]) == {31}
     runs = data.find_runs(sweep)
-    curves = pd.read_csv(io.StringIO(panels.export_curves(panels.curves(source, runs, chosen), chosen)))
+    curves = pd.read_csv(io.StringIO(exports.export_curves(panels.curves(source, runs, chosen), chosen)))
     np.testing.assert_allclose(curves["saliency"], data.cosines_of(source, run, "saliency")["final"][:, 1])
-    picture = Image.open(io.BytesIO(panels.export_png(source, run, 1, chosen, 2)))
+    picture = Image.open(io.BytesIO(exports.export_png(source, run, 1, chosen, 2)))
     assert picture.width > 3 * 160 and len(picture.getcolors(2**20) or []) > 20
 
 
@@ -473,7 +481,6 @@ def test_figures_of_tables_are_ones_that_plotly_accepts_and_hold_the_numbers(tab
         facets.settling_figure(tables["settling_summary"]),
         facets.matrices_figure(tables["epoch_matrix"].query("method == 'saliency'")),
         facets.removal_figure(tables["quality_curves"]),
-        figures.bars_figure(["a", "b"], [0.3, 0.7], 0),
         figures.matrix_figure(np.arange(3), np.eye(3) * np.nan, 1),
     ]
     for figure in made:
@@ -605,3 +612,232 @@ def test_help_and_usage_errors_answer_before_dash_loads():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def settled_images(rng: np.random.Generator, seeds: int = 2, images: int = 9) -> pd.DataFrame:
+    """Settling epochs of images, a row each, some censored."""
+    keys = {"dataset": "digits", "learning_rate": 0.01, "metric": "cosine", "reference": "final"}
+    rows = []
+    for model, method, seed in [(m, k, s) for m in ("small", "deep") for k in METHODS for s in range(seeds)]:
+        epochs, late = rng.integers(1, 30, images), rng.random(images) < 0.2
+        same = {**keys, "model": model, "method": method, "seed": seed}
+        rows += [
+            {**same, "sample": i, "epoch": e, "censored": c}
+            for i, (e, c) in enumerate(zip(epochs, late, strict=True))
+        ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_first_page_answers_in_words_what_the_tables_hold(tmp_path, known):
+    folder = tmp_path / "told"
+    write_run(folder / "runs" / "a", {**record_of("digits", "deep", 0.01, 0), "run_id": "a"})
+    images = settled_images(np.random.default_rng(0))
+    one = images.drop_duplicates(["model", "method"]).drop(columns=["seed", "sample", "epoch", "censored"])
+    ends = (3.0, 7.0) if known else (np.nan, np.nan)
+    medians = np.array([5.0, 6.0, 8.0, np.nan])
+    summary = one.assign(median=medians, ci_low=ends[0], ci_high=ends[1], accuracy_median=4.5)
+    (folder / "tables").mkdir()
+    summary.to_parquet(folder / "tables" / "settling_summary.parquet")
+    images.to_parquet(folder / "tables" / "settling_images.parquet")
+    runs = data.find_runs(folder)
+    told = json.loads(text_of(answer.answer(source_of(folder), runs, runs["a"])))
+    mine, other = told[0]["props"]["children"]
+    assert mine["props"]["className"] == "mine" and "deep" in text_of(mine) and "small" in text_of(other)
+    own = images.query("model == 'deep' and method == 'saliency'")
+    times = np.sort(np.where(own["censored"], np.inf, own["epoch"]))
+    low, high = (3, 7) if known else (times[4], times[13])
+    high_text = f"{high:g}" if np.isfinite(high) else "after the last"
+    assert f"saliency maps settle at epoch 8 ({low:g} to {high_text})" in text_of(mine)
+    assert "integrated gradients maps do not settle" in text_of(mine)
+    assert "test accuracy at epoch 4.5" in text_of(mine)
+    assert ("95 % interval." if known else "middle half") in text_of(told[1])
+
+
+def test_without_tables_the_answer_is_the_runs_own_and_says_so(tmp_path):
+    folder, rng = tmp_path / "alone", np.random.default_rng(0)
+    record = {**record_of("digits", "small", 0.1, 0), "run_id": "r", "methods": ["saliency"], "epochs": 12}
+    start, end = rng.normal(size=(2, IMAGES, *SHAPE))
+    images, numbers = np.random.default_rng(7).random((IMAGES, *SHAPE)), np.zeros((1, IMAGES), np.int32)
+    store.begin_run(folder / "r", record, images.astype(np.float32), numbers[0], np.arange(IMAGES))
+    jumps = np.array([2, 5, 5, 9])  # image i turns from one map into another at epoch jumps[i]
+    for epoch in range(13):
+        now = np.where((epoch >= jumps)[:, None, None, None], end, start)[None, None].astype(np.float32)
+        samples = np.arange(IMAGES, dtype=np.int32)
+        maps = Maps(now, np.array([epoch], np.int32), np.array(["saliency"]), samples, numbers, numbers)
+        store.commit_epoch(folder / "r", epoch, maps, {"accuracy": 0.5}, None)
+    source = source_of(folder)
+    run = data.find_runs(folder)["r"]
+    told = text_of(answer.answer(source, {"r": run}, run))
+    assert "saliency maps settle at epoch 5 (" in told and "So far: epoch 12 of 12" in told
+    store.finish_run(folder / "r", record)
+    run = data.find_runs(folder)["r"]
+    assert "So far" not in text_of(answer.answer(source, {"r": run}, run))
+    words = [answer.settled_words(source, run, "saliency", i) for i in range(IMAGES)]
+    assert words == [f"settled from epoch {jump}" for jump in jumps]
+
+
+def test_probabilities_are_the_networks_own_at_each_epoch_kept(trained, tmp_path):
+    import shutil
+
+    import torch
+
+    folder = tmp_path / "kept"
+    shutil.copytree(trained[0], folder)
+    source, network = source_of(folder), trained[1]
+    record = {**(store.read_json(folder / "run" / "run.json") or {})}
+    images = np.random.default_rng(5).random((IMAGES, 1, 8, 8)).astype(np.float32)
+    shutil.rmtree(folder / "run")
+    write_run(folder / "run", {**record_of("digits", "small", 0.1, 0, classes=list(range(10)))})
+    probe = dict(np.load(folder / "run" / "probe.npz"))
+    np.savez(folder / "run" / "probe.npz", **{**probe, "images": images})
+    assert record and probabilities.show_probabilities(source, "run", None, 0) == []
+    torch.save(network.state_dict(), folder / "run" / "weights.pt")
+    only = probabilities.show_probabilities(source, "run", None, 2, 0)
+    assert "after epoch 4" in text_of(only) and "--keep-weights all" in text_of(only)
+    expected = []
+    for epoch in range(3):
+        state = {name: values * (epoch + 1) for name, values in network.state_dict().items()}
+        torch.save(state, folder / "run" / f"weights-{epoch:04d}.pt")
+        network_then = model_view.load_network(
+            "small", folder / "run" / f"weights-{epoch:04d}.pt", 0, (1, 8, 8), 10
+        )
+        with torch.no_grad():
+            expected.append(network_then(torch.from_numpy(images)).softmax(1).numpy())
+    [panel] = probabilities.show_probabilities(source, "run", None, 2, 1)
+    carried = panel.to_plotly_json()["props"]
+    assert json.loads(carried["data-epochs"]) == [0, 1, 2] and "after epoch 1" in text_of(panel)
+    np.testing.assert_allclose(json.loads(carried["data-bars"]), np.array(expected)[:, 2], atol=6e-5)
+
+
+def cost_numbers(**more: int | None) -> list:
+    """Values of the cost page's controls after the network."""
+    return list(
+        {"side": 9, "channels": 2, "classes": 4, "images": 5, "steps": 0, "samples": 0, **more}.values()
+    )
+
+
+@given(st.sampled_from(["small", "deep", "lenet"]), st.integers(0, 10), st.integers(0, 10))
+@settings(max_examples=12, deadline=None)
+def test_the_cost_page_tells_what_the_command_counts(sweep, name, steps, samples):
+    from epochlens.attribute import cost
+    from epochlens.learn import meta
+
+    operations, memory, tables, said = cost_page.show_cost(
+        source_of(sweep), name, *cost_numbers(steps=steps, samples=samples)
+    )
+    assert not said
+    chosen = {"ig_steps": cost_page.COUNTS[steps], "samples": cost_page.COUNTS[samples]}
+    chosen = {option: number for option, number in chosen.items() if number is not None}
+    network, table = meta.build_meta(name, (2, 9, 9), 4), tables["cost"]
+    drawn = {}
+    for figure in (operations, memory):
+        [trace] = accepted(figure)
+        assert figure["layout"]["xaxis"]["type"] == "log"
+        ends = [10**end for end in figure["layout"]["xaxis"]["range"]]
+        lengths = zip(trace.y, trace.x, strict=True)
+        for method, length in lengths:
+            assert length == 0 or ends[0] < trace.base + length < ends[1], "the axis holds every bar"
+            drawn.setdefault(method, []).append(trace.base + length if length else 0.0)
+    for method, *numbers in table["rows"]:
+        counted = cost.method_cost(network, (2, 9, 9), method, 5)
+        assert numbers[:3] == list(counted)
+        assert drawn[method] == pytest.approx([counted.flops, counted.peak_bytes])
+        assert method == cost.with_numbers(method.partition(":")[0], chosen)
+    assert len(table["texts"]) == len(table["rows"]) == 12 + (name != "lenet")
+    time_over_flops = {row[4] / row[1] for row in table["rows"] if row[1]}
+    assert max(time_over_flops) == pytest.approx(min(time_over_flops)), "one speed for all"
+
+
+def test_sliding_counts_nothing_anew(sweep):
+    source = source_of(sweep)
+    cost_page.show_cost(source, "deep", *cost_numbers(steps=8, samples=9))
+    before = cost_view.count.cache_info().misses
+    for place in (6, 7, 9, 10):
+        cost_page.show_cost(source, "deep", *cost_numbers(steps=place, samples=place))
+    assert cost_view.count.cache_info().misses == before
+
+
+def test_the_cost_page_tells_mistakes_in_words_and_opens_nothing_a_link_names(sweep):
+    source, runs = source_of(sweep), data.find_runs(sweep)
+    for wrong in ({"side": 2}, {"side": None}, {"classes": 1}, {"images": 10**6}):
+        figure, _, tables, said = cost_page.show_cost(source, "deep", *cost_numbers(**wrong))
+        assert not accepted(figure) and not tables["cost"]["rows"] and "notice" in text_of(said)
+    page = cost_page.layout(source, runs, "?model=os:getcwd&side=12&steps=99&wrong=1")
+    told, values = text_of(page[0].to_plotly_json()), component_values(page)
+    assert all(word in told for word in ("os:getcwd", "99", "wrong"))
+    assert (values["cost-model"], values["cost-side"], values["cost-steps"]) == ("small", 12, 0)
+    assert values["cost-channels"] == SHAPE[0] and values["cost-classes"] == 10
+    empty = app.show_page(source_of(sweep / "nothing"), "/cost", False, False, False, "")
+    assert component_values(empty)["cost-side"] == cost_page.DEFAULTS["side"]
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.one_of(st.floats(0, 5), st.just(np.nan)), min_size=1))
+def test_only_what_fits_into_patience_runs_unasked(seconds):
+    slow = patience.slow_methods(seconds)
+    quick = [taken for method, taken in seconds.items() if method not in slow]
+    assert sum(quick) <= patience.PATIENCE + 1e-9
+    late = [seconds[method] for method in slow]
+    assert all(np.isnan(taken) or taken >= max(quick, default=0) for taken in late)
+    known = [taken for taken in late if taken == taken]
+    assert not known or sum(quick) + min(known) > patience.PATIENCE - 1e-9, "none waits needlessly"
+
+
+def test_slow_methods_wait_until_they_are_asked_for(trained, monkeypatch):
+    folder, _ = trained
+    source = source_of(folder)
+    taken = {"saliency": 0.1, "lime": 400.0, "occlusion": 5.0}
+    monkeypatch.setattr(model_view, "predicted_seconds", lambda *_: taken)
+    asked = ("run", "last", 5, "label", list(taken))
+
+    def tiles(allowed):
+        found = walk(model_page.show_explained(source, *asked, allowed)[0])
+        return [
+            part.to_plotly_json()["props"]["aria-label"]
+            for part in found
+            if getattr(part, "className", "") == "sprite"
+        ]
+
+    told = text_of(model_page.show_explained(source, *asked)[0])
+    assert "about 7 min" in told and "about 5 s" in told
+    assert tiles(None) == ["map of saliency"]
+    of = list(asked[:4])
+    assert tiles({"of": of, "methods": ["occlusion"]}) == ["map of saliency", "map of occlusion"]
+    assert len(tiles({"of": of, "methods": [patience.ALL_SLOW]})) == 3
+    assert tiles({"of": ["run", "last", 6, "label"], "methods": ["*"]}) == ["map of saliency"], (
+        "another image"
+    )
+
+
+def test_predictions_of_time_follow_the_count_of_passes(trained):
+    _, network = trained
+    seconds = model_view.predicted_seconds(network, "small", (1, 8, 8), 10, ["saliency", "lime", "nothing"])
+    passes = cost_view.forwards("small", (1, 8, 8), 10, ["saliency", "lime"])
+    assert seconds["lime"] / seconds["saliency"] == pytest.approx(passes["lime"] / passes["saliency"])
+    assert np.isnan(seconds["nothing"]) and seconds["saliency"] > 0
+    assert all(
+        np.isnan(taken)
+        for taken in model_view.predicted_seconds(network, "os:getcwd", (1, 8, 8), 10, METHODS).values()
+    )
+
+
+def test_who_asks_for_something_else_does_not_wait_and_nothing_is_made_twice():
+    import threading
+
+    cache, begun, go, made = data.Cache(), threading.Event(), threading.Event(), []
+
+    def slow() -> int:
+        made.append(1)
+        begun.set()
+        assert go.wait(10)
+        return 7
+
+    threads = [threading.Thread(target=lambda: cache.get("slow", slow)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(10)
+    assert cache.get("other", lambda: 3) == 3
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert made == [1] and cache.get("slow", slow) == 7

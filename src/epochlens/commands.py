@@ -19,14 +19,17 @@ from epochlens.lazy import LazyModule
 
 if TYPE_CHECKING:
     from epochlens.record import export as exporting
+    from epochlens.record import objects, remote
     from epochlens.show.explorer import command as explorer
-    from epochlens.sweep import analysis, cost_command, driver, explain_command, grid_run
+    from epochlens.sweep import analysis, cluster, cost_command, explain_command, grid_run
     from epochlens.sweep.bench import command as bench_command
 else:
     exporting = LazyModule("epochlens.record.export")
+    objects = LazyModule("epochlens.record.objects")
+    remote = LazyModule("epochlens.record.remote")
     explorer = LazyModule("epochlens.show.explorer.command")
     analysis = LazyModule("epochlens.sweep.analysis")
-    driver = LazyModule("epochlens.sweep.driver")
+    cluster = LazyModule("epochlens.sweep.cluster")
     bench_command = LazyModule("epochlens.sweep.bench.command")
     cost_command = LazyModule("epochlens.sweep.cost_command")
     explain_command = LazyModule("epochlens.sweep.explain_command")
@@ -49,6 +52,11 @@ def usage_errors_named(command: Callable[[Sequence[str]], int]) -> Callable[[Seq
         except BrokenPipeError:
             sys.stderr.close()
             return DONE
+        except OSError as error:
+            if not isinstance(error, objects.RemoteError):
+                raise
+            print(f"error: {error}: mend that and run the same command again", file=sys.stderr)
+            return FAILED
 
     run.__doc__ = command.__doc__
     return run
@@ -114,14 +122,16 @@ def analyze(arguments: Sequence[str]) -> int:
     parser.add_argument("--address", default=None, help="address of a Ray cluster")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     given = parser.parse_args(arguments)
-    folder = find_folder(given.sweep, given.results_dir)
+    results = config.plain_path("results_dir", given.results_dir)
+    folder = find_folder(given.sweep, results)
     plots = Path(given.plots_dir).absolute() / folder.name
     config.check_writable("plots_dir", plots)
     config.check_writable("results_dir", folder)
     analysis.find_places(folder)
     sweep = config.Sweep(address=given.address, dashboard=False)
+    tau, place = threshold(given.tau), remote_place(given.sweep, results)
     with only_the_document_on_stdout(given.json):
-        document, code = grid_run.analyze_only(folder, plots, sweep, threshold(given.tau), given.json)
+        document, code = grid_run.analyze_only(folder, plots, sweep, tau, given.json, place)
     if given.json:
         print(json.dumps(document, indent=2, default=str))
     return code
@@ -141,7 +151,12 @@ def threshold(text: str) -> float:
 
 
 def find_folder(name: str, results: str) -> Path:
-    """The folder of a sweep by its name, or any folder by its path. Raises UsageError, listing sweeps."""
+    """The folder of a sweep by its name, or any folder by its path. Raises UsageError, listing sweeps.
+
+    Of results on object storage it is the local copy, made current.
+    """
+    if "://" in results:
+        return remote.pull_sweep(results, name)
     named = Path(results) / name
     for folder in (named, Path(name)):
         with contextlib.suppress(OSError, ValueError):  # too long, or no name of a file at all
@@ -149,6 +164,11 @@ def find_folder(name: str, results: str) -> Path:
                 return folder.resolve()
     sweeps = sorted(p.parent.name for p in Path(results).glob("*/sweep.json"))
     raise unknown("sweep", name, sweeps or [f"none yet in {results}"], ", or a folder of recorded runs")
+
+
+def remote_place(name: str, results: str) -> objects.Place | None:
+    """Where a sweep lies on object storage; None when its results folder is a plain path."""
+    return remote.find_place(results, name) if "://" in results else None
 
 
 @usage_errors_named
@@ -163,8 +183,10 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", default=None, help="folder of the files (default: the sweep's export-TO)")
     parser.add_argument("--results-dir", default="results", help="folder of results (default: results)")
     given = parser.parse_args(arguments)
-    folder = find_folder(given.sweep, given.results_dir)
-    target = Path(given.output) if given.output else folder / f"export-{given.to}"
+    results = config.plain_path("results_dir", given.results_dir)
+    folder = find_folder(given.sweep, results)
+    beside = Path(folder.name) if "://" in results else folder  # a local copy is no place to look for files
+    target = Path(given.output) if given.output else beside / f"export-{given.to}"
     config.check_writable("output", target)
     started = time.monotonic()
     files = exporting.export(analysis.find_grid(folder), target, given.to)
@@ -180,14 +202,18 @@ def analyze_path(path: str | Path, plots: str | Path | None = None, tau: float =
     """
     folder = Path(path).absolute()
     target = Path(plots).absolute() if plots else Path("plots").absolute() / folder.name
-    with driver.ray_cluster(config.Sweep(dashboard=False)):
+    with cluster.ray_cluster(config.Sweep(dashboard=False)):
         return analysis.analyze(folder, target, tau).tables
 
 
 @usage_errors_named
 def explain(arguments: Sequence[str]) -> int:
     """Draws one image's explanations by every method."""
-    return explain_command.explain(arguments)
+    given = vars(explain_command.explain_parser().parse_args(arguments))
+    results = config.plain_path("results_dir", given.get("results_dir", ""))
+    if "run" in given and "://" in results:
+        results = str(remote.pull_run(results, given["run"]))
+    return explain_command.explain([*arguments, *(["--results-dir", results] if results else [])])
 
 
 @usage_errors_named
@@ -199,7 +225,13 @@ def bench(arguments: Sequence[str]) -> int:
 @usage_errors_named
 def explore(arguments: Sequence[str]) -> int:
     """Serves the explorer of a finished or running sweep."""
-    return explorer.explore(arguments)
+    given = explorer.explore_parser().parse_args(arguments)
+    results = config.plain_path("results_dir", given.results_dir)
+    if "://" in results:
+        if given.sweep is None:
+            raise unknown("sweep", None, remote.list_sweeps(results) or [f"none yet in {results}"])
+        results = str(remote.pull_sweep(results, given.sweep).parent)
+    return explorer.explore([*arguments, "--results-dir", results])
 
 
 @usage_errors_named

@@ -66,11 +66,14 @@ class Sweep:
     weight_decay: float = _setting(0.0, "weight decay", least=0)
     precision: str = _setting("fp32", "precision of training; weights stay fp32", choices=PRECISIONS)
     data_dir: str = _setting("data", "folder of datasets that are files; absent ones are downloaded there")
-    results_dir: str = _setting("results", "folder of results")
+    results_dir: str = _setting("results", "folder of results, or a URI on object storage: s3://BUCKET/PATH")
     plots_dir: str = _setting("plots", "folder of figures and report")
     device: str = _setting("auto", "where trials train", choices=DEVICES)
     cpus_per_trial: float = _setting(1.0, "CPUs per trial, fractions allowed", above=0)
     gpus_per_trial: float | None = _setting(None, "GPUs per trial, fractions allowed", least=0)
+    replicas: int | str = _setting(
+        "auto", "runs of a dataset and model that a trial trains together, or auto: 1, a few on CUDA", least=1
+    )
     stall_timeout: float = _setting(600.0, "seconds without a report before a trial is restarted", above=0)
     max_failures: int = _setting(3, "times a trial whose worker died is started again", least=0)
     address: str | None = _setting(None, "address of a Ray cluster; without it one is started here")
@@ -117,6 +120,8 @@ class Run:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Sweep)}
+WORDS = {"probe_seed": "run", "replicas": "auto"}
+"""what may stand in place of a whole number"""
 LISTS = ("datasets", "models", "lrs", "seeds", "methods", "quality", "classes")
 
 
@@ -129,19 +134,19 @@ def coerce(name: str, value: Any) -> Any:
     default, metadata = FIELDS[name].default, FIELDS[name].metadata
     if name == "gpus_per_trial":
         default = 0.0
-    if name == "probe_seed" and value == "run":
+    if name in WORDS and value == WORDS[name]:
         return value
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise UsageError(name, value, "is neither true nor false")
         return value
-    if default is None or isinstance(default, str):
+    if name not in WORDS and (default is None or isinstance(default, str)):
         if not isinstance(value, str):
             raise UsageError(name, value, "is not a text")
         if value not in metadata.get("choices", (value,)):
             raise unknown(name, value, metadata["choices"])
-        return value
-    return _number(name, value, type(default))
+        return plain_path(name, value) if name.endswith("_dir") else value
+    return _number(name, value, int if name in WORDS else type(default))
 
 
 def _coerce_list(name: str, value: Any) -> Any:
@@ -189,7 +194,8 @@ def _number(name: str, value: Any, kind: type) -> Any:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         word = "a whole number" if kind is int else "a number"
-        also = ", nor run" if name == "probe_seed" else ", nor all" if name == "classes" else ""
+        other = "all" if name == "classes" else WORDS.get(name)
+        also = f", nor {other}" if other else ""
         raise UsageError(name, value, f"is not {word}{also}") from None
     metadata = FIELDS[name].metadata
     if not math.isfinite(number):
@@ -256,9 +262,24 @@ def check(sweep: Sweep) -> dict[str, Facts]:
             methods_for(sweep.methods, model, fact)
     if sweep.optimizer == "adam" and sweep.momentum:
         raise UsageError("momentum", sweep.momentum, "is of sgd; adam has none: add --optimizer sgd")
+    if "://" in sweep.plots_dir:
+        raise UsageError("plots_dir", sweep.plots_dir, "must be a folder of this computer: figures stay here")
     for name in ("results_dir", "plots_dir"):
-        check_writable(name, Path(getattr(sweep, name)) / sweep.name)
+        if "://" not in getattr(sweep, name):
+            check_writable(name, Path(getattr(sweep, name)) / sweep.name)
     return facts
+
+
+def plain_path(name: str, text: str) -> str:
+    """The path that a file:// URI names; any other text as it is. Raises UsageError for another host's."""
+    if not text.startswith("file://"):
+        return text
+    from urllib.parse import unquote, urlsplit
+
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise UsageError(name, text, "is not file:///PATH")
+    return unquote(parts.path)
 
 
 def methods_for(methods: Sequence[str], model: str, facts: Facts) -> tuple[str, ...]:

@@ -48,12 +48,14 @@ def places(root: Path) -> list[str]:
     return ["--results-dir", str(root / "results"), "--plots-dir", str(root / "plots")]
 
 
-def start(root: Path, *options: str, prefix: Sequence[str] = (), **environment: str) -> subprocess.Popen:
+def start(
+    root: Path, *options: str, prefix: Sequence[str] = (), settings: Sequence[str] = SMALL, **environment: str
+) -> subprocess.Popen:
     """The grid command in a process group of its own, as a shell starts it; its output goes to root/said."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / "said").open("w") as said:
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "sweeps.grid", *SMALL, *places(root), *options],
+            [*prefix, sys.executable, "-m", "sweeps.grid", *settings, *places(root), *options],
             stdout=said,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import disturbance
 import pytest
@@ -72,6 +73,28 @@ def test_a_configuration_that_fails_slowly_leaves_the_others_alone(tmp_path, cal
     assert "2/8 runs done" in outcome.said
     for reason in ("planted failure", "not finite", "process died"):
         assert outcome.said.count(reason) >= 2
+    for folder in disturbance.folders(tmp_path):
+        if "small" not in folder.name:
+            shutil.rmtree(folder)
+    assert disturbance.differences(contents(tmp_path), calm) == []
+
+
+@faults
+def test_a_configuration_that_takes_all_memory(tmp_path, calm):
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    total, free = (int(line.split()[1]) for line in lines if line.startswith(("MemTotal", "MemAvailable")))
+    enough = (total - free + 3 * 2**20) / total
+    if enough > 0.95:
+        pytest.skip("needs 3 GB of free memory")
+    grid = [*GRID, "--models", "planted_faults:Hungry", "small", "--no-dashboard", "--max-failures", "1"]
+    process = start(
+        tmp_path, ONLY_TRAIN, settings=grid, RAY_memory_usage_threshold=f"{enough:.3f}", OMP_NUM_THREADS="1"
+    )
+    outcome = finish(tmp_path, process)
+    assert outcome.code == 1, outcome.said
+    assert "Traceback" not in outcome.said
+    assert "2/4 runs done" in outcome.said
+    assert "memory" in outcome.said
     for folder in disturbance.folders(tmp_path):
         if "small" not in folder.name:
             shutil.rmtree(folder)

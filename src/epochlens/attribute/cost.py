@@ -1,38 +1,38 @@
 """What a method costs on a network: floating-point operations and memory, without computing anything.
 
-Networks and images lie on PyTorch's meta device, where a tensor is a shape without contents. Counted are
-the products that dominate a network's time (convolutions, linear layers, matrix products), forward and
-backward, one multiply-accumulate as two operations, by the formulas of `torch.utils.flop_counter`. Its own
-`FlopCounterMode` hooks every module and then cannot differentiate by an image, which a `Tally` can.
+Networks and images lie on PyTorch's meta device, where a tensor is a shape without contents; `tally` says
+what is counted.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
-import weakref
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from epochlens.attribute import gradients, perturbation
-from epochlens.attribute.methods import METHODS, attribute, default_options, parse_method
+from epochlens.attribute.methods import METHODS, attribute, default_options, method_label, parse_method
 from epochlens.errors import UsageError
+from epochlens.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from epochlens.attribute import tally as tallies
+    from epochlens.attribute.tally import Tally
+
+    Count = Callable[[nn.Module, "Shape", str, int], Tally]
+    """counts as `step_tally` does; a caller who asks often may remember what it said"""
+else:
+    torch, nn = LazyModule("torch"), LazyModule("torch.nn")
+    tallies = LazyModule("epochlens.attribute.tally")
 
 Options = Mapping[str, Any]
 Shape = tuple[int, int, int]
 """(C, H, W) of an image"""
 FEW = 2
 """images on which operations are counted: what is done once for a call, is done for up to two of them"""
-TOLD = torch.ops.aten._local_scalar_dense.default
-COMPARED = (torch.ops.aten.allclose.default, torch.ops.aten.equal.default)
 
 
 class Cost(NamedTuple):
@@ -85,6 +85,13 @@ COMPOSITIONS = {
     ),
 }
 """what memory is worked out from; for operations see `forward_passes`"""
+REPEATED = {"integrated_gradients": "steps", "gradient_shap": "samples"}
+"""methods that do the same as often as an option says: each time costs as much as the one before"""
+SETS = {
+    "ig_steps": {"integrated_gradients": "steps"},
+    "samples": {"smoothgrad": "samples", "gradient_shap": "samples", "lime": "samples"},
+}
+"""number that one sets for all methods: of which methods it is which option"""
 WHOLE = ("edge", "random")
 """methods that take all images at once, as those from elsewhere do"""
 
@@ -104,112 +111,108 @@ def forward_passes(model: nn.Module, shape: Shape, name: str, options: Options) 
     return None
 
 
-class Tally(TorchDispatchMode):
-    """Counts the operations inside, and the bytes of the tensors that they make, while it is entered.
-
-    On the meta device there is nothing to look at: a comparison is taken to hold, a number to be 1. So
-    checks of what a method gives pass, as they do for the networks that they are meant for.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-        self.bytes, self.peak_bytes = 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation and counts it."""
-        kwargs = kwargs or {}
-        inputs = tensors_in((args, kwargs))
-        if inputs and inputs[0].is_meta and (func is TOLD or func in COMPARED):
-            return True if func in COMPARED or inputs[0].dtype == torch.bool else 1
-        for tensor in inputs:
-            self._hold(tensor, new=False)
-        result = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
-        arriving = bool(inputs) and not inputs[0].is_meta  # of draws: no copy where images are on the CPU
-        for tensor in tensors_in(result):
-            self._hold(tensor, new=not (arriving and tensor.is_meta))
-        self.peak_bytes = max(self.peak_bytes, self.bytes)
-        return result
-
-    def _hold(self, tensor: Tensor, *, new: bool) -> None:
-        """Counts the tensor's memory until it goes; views share it, and what came in from outside is free."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes() if new else 0
-        if key not in self._known:
-            self._known.add(key)
-            self.bytes += size
-            weakref.finalize(storage, self._release, key, size).atexit = False
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.bytes -= size
+def costs(
+    model: nn.Module, shape: Shape, methods: Iterable[str], images: int = 32, count: Count | None = None
+) -> dict[str, Cost | UsageError]:
+    """The cost of each method as `method_cost` has it, or why the network cannot have it."""
+    found: dict[str, Cost | UsageError] = {}
+    for method in methods:
+        try:
+            found[method] = method_cost(model, shape, method, images, count)
+        except UsageError as error:
+            found[method] = error
+    return found
 
 
-def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors among the leaves of nested lists, tuples and dictionaries."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def method_cost(model: nn.Module, shape: Shape, method: str, images: int = 32) -> Cost:
+def method_cost(
+    model: nn.Module, shape: Shape, method: str, images: int = 32, count: Count | None = None
+) -> Cost:
     """The cost of a method for a call with that many images of shape (C,H,W), on a model on the meta device.
 
     `model` is any module in PyTorch's meta device (`with torch.device("meta")`). Memory is that of the CPU's
     micro-batches. Raises UsageError as `attribute` does, and for a method that cannot go without contents.
     """
-    forward = step_tally(model, shape, "forward", 1).flops
-    flops = method_flops(model, shape, method, images)
-    return Cost(flops, flops / forward if forward else math.nan, peak_bytes(model, shape, method, images))
+    count = count or step_tally
+    forward, flops = (
+        count(model, shape, "forward", 1).flops,
+        method_flops(model, shape, method, images, count),
+    )
+    memory = peak_bytes(model, shape, method, images, count)
+    return Cost(flops, flops / forward if forward else math.nan, memory)
 
 
-def method_flops(model: nn.Module, shape: Shape, method: str, images: int = 32) -> float:
+def method_flops(
+    model: nn.Module, shape: Shape, method: str, images: int = 32, count: Count | None = None
+) -> float:
     """Floating-point operations per image of a call with that many images.
 
     What grows with the images is counted on two and on three of them, so the work of large images stays
-    small; what a call does once is shared by all of them. SmoothGrad's samples are alike: one is counted.
+    small; what a call does once is shared by all of them. What grows with steps or samples is counted on two
+    and three of those alike. SmoothGrad's samples are alike: one is counted.
     """
+    count = count or step_tally
     name, given = parse_method(method)
     options = default_options(name) | given
     passes = forward_passes(model, shape, name, options)
     if passes is not None:
-        return float(passes * step_tally(model, shape, "forward", 1).flops)
+        return float(passes * count(model, shape, "forward", 1).flops)
     if name == "smoothgrad":
-        return options["samples"] * method_flops(model, shape, options["base"], images)
+        return options["samples"] * method_flops(model, shape, options["base"], images, count)
+    repeats = options.get(REPEATED.get(name, ""), 0)
+    if repeats > FEW + 1:
+        few, more = (with_options(name, given | {REPEATED[name]: n}) for n in (FEW, FEW + 1))
+        start, next_one = (method_flops(model, shape, label, images, count) for label in (few, more))
+        return start + (repeats - FEW) * (next_one - start)
     if images <= FEW:
-        return step_tally(model, shape, method, images).flops / images
-    two, three = (step_tally(model, shape, method, count).flops for count in (FEW, FEW + 1))
+        return count(model, shape, method, images).flops / images
+    two, three = (count(model, shape, method, n).flops for n in (FEW, FEW + 1))
     return three - two + (two - FEW * (three - two)) / images
 
 
-def peak_bytes(model: nn.Module, shape: Shape, method: str, images: int = 32) -> float:
+def with_options(name: str, options: Options) -> str:
+    """The label of a method with options."""
+    return method_label({"name": name, **options})
+
+
+def with_numbers(method: str, numbers: Mapping[str, int]) -> str:
+    """The method's label with the options that `ig_steps` and `samples` set, unless it says its own."""
+    name, given = parse_method(method)
+    for option, sets in SETS.items():
+        if option in numbers and name in sets:
+            given = {sets[name]: numbers[option], **given}
+    return with_options(name, given)
+
+
+def peak_bytes(
+    model: nn.Module, shape: Shape, method: str, images: int = 32, count: Count | None = None
+) -> float:
     """Bytes that a call with that many images takes at its worst moment on a CPU.
 
     That is the largest step on one micro-batch, with the activations kept for its backward pass, and arrays
     of the images' size. What PyTorch's kernels take for themselves is not in it.
     """
+    count = count or step_tally
     name, given = parse_method(method)
     options = default_options(name) | given
     array = math.prod(shape) * torch.empty(0, dtype=dtype_of(model)).element_size()
     if name == "smoothgrad":
-        return peak_bytes(model, shape, options["base"], images) + 3 * images * array
+        return peak_bytes(model, shape, options["base"], images, count) + 3 * images * array
     if name not in METHODS or name in WHOLE:
-        return step_tally(model, shape, method, images).peak_bytes
+        return count(model, shape, method, images).peak_bytes
     batch = gradients.images_per_batch(torch.empty(1).expand(1, *shape))
     if name not in COMPOSITIONS:
         maps = images * array if images > batch else 0
-        return step_tally(model, shape, method, min(batch, images)).peak_bytes + maps
+        return count(model, shape, method, min(batch, images)).peak_bytes + maps
     step, copies, arrays = COMPOSITIONS[name]
     together = min(batch, images * copies(options, shape))
-    found = step_tally(model, shape, step, together).peak_bytes + arrays(options, images, together) * array
+    found = count(model, shape, step, together).peak_bytes + arrays(options, images, together) * array
     return max(found, surrogate_bytes(options, images)) if name == "lime" else found
 
 
 def surrogate_bytes(options: Options, images: int) -> int:
     """Bytes that LIME's regressions take at their worst moment."""
     shape = images, options["samples"], options["segments"]
-    with torch.device("meta"), Tally() as tally:
+    with torch.device("meta"), tallies.Tally() as tally:
         masks = torch.empty(shape, dtype=torch.float64)
         perturbation.lime_surrogate(masks, masks[..., 0], masks[..., 0], options["ridge"])
     return tally.peak_bytes + masks.nbytes
@@ -219,7 +222,7 @@ def step_tally(model: nn.Module, shape: Shape, step: str, images: int) -> Tally:
     """What one call of a method, or one "forward" pass without gradients, does to that many images."""
     x = torch.empty(images, *shape, dtype=dtype_of(model), device="meta")
     targets = torch.empty(images, dtype=torch.int64, device="meta")
-    with Tally() as tally:
+    with tallies.Tally() as tally:
         if step == "forward":
             with torch.no_grad():
                 result = model(x)
@@ -243,27 +246,3 @@ def explained(model: nn.Module, images: Tensor, targets: Tensor, method: str) ->
 def dtype_of(model: nn.Module) -> torch.dtype:
     """Of the model's parameters, float32 without any."""
     return next((parameter.dtype for parameter in model.parameters()), torch.float32)
-
-
-def memory_growth(call: Callable[[], object]) -> int | None:
-    """Bytes by which the call lets this process grow at its worst moment; None where Linux does not tell.
-
-    Memory that was freed before is given back to the system first, for a call that reuses it does not grow.
-    """
-    try:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value so far
-        before = resident("VmRSS")
-        call()
-        return max(0, resident("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
-
-
-def resident(name: str) -> int:
-    """Bytes of this process in memory: VmRSS now, VmHWM at most so far. Raises OSError."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status")

@@ -71,6 +71,17 @@ def set_global_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def are_at(state: dict[str, Any]) -> bool:
+    """Whether the global streams stand where `global_state` found them."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, tuple):
+            return all(map(same, a, b))
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+    return all(same(value, state[name]) for name, value in global_state().items())
+
+
 @contextmanager
 def global_streams_kept() -> Iterator[None]:
     """Leaves the global streams as they were on entry, whatever happens inside."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,3 +135,23 @@ def si_text(value: float, unit: str) -> str:
     size = next((size for size in PREFIXES if abs(value) >= size * 0.9995), min(PREFIXES))
     text = f"{value / size:.3g}"
     return f"{text} {PREFIXES[size]}{unit}".strip()
+
+
+def text_of(row: Mapping[str, Any], key: str, unit: str) -> str:
+    """A number of a row with its unit, a dash where there is none."""
+    value = row.get(key)
+    return si_text(value, unit) if value is not None and is_number(value) else "-"
+
+
+def count_text(value: float) -> str:
+    """How often something is done, `1,234` or `2.12`."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "method": lambda row: row["method"],
+    "operations": lambda row: text_of(row, "flops", ""),
+    "forward passes": lambda row: count_text(row["forwards"]),
+    "peak memory": lambda row: text_of(row, "peak_bytes", "B"),
+}
+"""a table's columns: what they show of a row"""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import epochlens
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
-from epochlens.record import store
+from epochlens.record import remote, store
 from epochlens.sweep import drawing
 from epochlens.sweep.measurement import CONDITION, Measured, measure_run, measure_seeds
 from epochlens.sweep.tabulation import make_tables, write_tables
@@ -103,25 +103,45 @@ def is_usable(run: Mapping[str, Any], planned: bool) -> bool:
     return len(store.committed(Path(run["folder"]))) > 1
 
 
-def in_order(function: Callable[..., Measured], items: Sequence[Any]) -> Iterator[Any]:
+def in_order(
+    function: Callable[..., Measured], items: Sequence[Any], place: remote.Place | None = None
+) -> Iterator[Any]:
     """What a function measures of each item, in their order, a few more in flight than there are CPUs.
 
     Rows and frames travel apart: arrays read from Ray's store keep all of their object in memory, and rows
     are to go as soon as they are written.
     """
-    task: Any = ray.remote(max_retries=3, num_returns=2)(function)
+    there = (function, place) if place else ()
+    task: Any = ray.remote(max_retries=3, num_returns=2)(measure_there if place else function)
     limit = 2 * int(ray.cluster_resources().get("CPU", 1)) + 2
     upcoming = iter(items)
-    flying = [task.remote(item) for item in itertools.islice(upcoming, limit)]
+    flying = [task.remote(*there, item) for item in itertools.islice(upcoming, limit)]
     while flying:
-        yield Measured(*ray.get(flying.pop(0)))
-        flying += [task.remote(item) for item in itertools.islice(upcoming, 1)]
+        try:
+            measured = Measured(*ray.get(flying.pop(0)))
+        except remote.RemoteError as error:  # Ray's own says it with the traceback of a worker
+            raise remote.RemoteError(error.root, error.reason) from None
+        yield measured
+        flying += [task.remote(*there, item) for item in itertools.islice(upcoming, 1)]
 
 
-def analyze(folder: Path, plots: Path, tau: float = TAU, progress: Progress = lambda *a: None) -> Analysis:
+def measure_there(function: Callable[..., Measured], place: remote.Place, item: Any) -> Measured:
+    """What a function measures of a run, or of several, once this node's local copy has them."""
+    for run in [item] if isinstance(item, Mapping) else item:
+        remote.pull(place.below(f"runs/{run['run_id']}"))
+    return function(item)
+
+
+def analyze(
+    folder: Path,
+    plots: Path,
+    tau: float = TAU,
+    progress: Progress = lambda *a: None,
+    place: remote.Place | None = None,
+) -> Analysis:
     """Measures every usable run below `folder` in an existing Ray cluster; writes tables, figures, report.
 
-    Raises UsageError when no run can be analysed.
+    `folder` is the local copy of `place` where that is given. Raises UsageError when no run can be analysed.
     """
     grid = find_grid(folder)
     planned = (folder / "sweep.json").exists()
@@ -131,18 +151,23 @@ def analyze(folder: Path, plots: Path, tau: float = TAU, progress: Progress = la
     notices = incomplete_notices(grid, usable)
     target = folder / "tables"
     target.mkdir(parents=True, exist_ok=True)
-    measured = list(write_stability(target / "stability.parquet", usable, progress))
+    measured = list(write_stability(target / "stability.parquet", usable, progress, place))
     made = make_tables(grid, usable, [run["status"] for run in grid], measured, tau)
     write_tables(target, made, f"{len(usable)}/{len(grid)}")
     summary = summaries.summarise(made)
     drawing.draw_all(folder.name, plots, made, usable, notices, summary, read_settings(folder), progress)
-    for place in (target, plots):
-        store.write_json(place / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
+    for written in (target, plots):
+        store.write_json(written / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
+    if place:
+        remote.push(place)
     return Analysis(made, notices, summary)
 
 
 def write_stability(
-    path: Path, usable: Sequence[Mapping[str, Any]], progress: Progress
+    path: Path,
+    usable: Sequence[Mapping[str, Any]],
+    progress: Progress,
+    place: remote.Place | None = None,
 ) -> Iterator[Measured]:
     """Measures runs, then seeds of a condition, in parallel; streams their rows into one Parquet file.
 
@@ -156,7 +181,7 @@ def write_stability(
     writer = None
     try:
         for step, (function, items) in steps.items():
-            for n, result in enumerate(in_order(function, items)):
+            for n, result in enumerate(in_order(function, items, place)):
                 writer = writer or pq.ParquetWriter(beside, result.rows.schema, compression="zstd")
                 writer.write_table(result.rows)
                 progress(step, n + 1, len(items))

@@ -5,44 +5,39 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
 from epochlens import config
-from epochlens.attribute.methods import all_methods, attribute, method_label, parse_method
+from epochlens.attribute import cost as counting
+from epochlens.attribute import machine
+from epochlens.attribute.methods import all_methods, attribute
 from epochlens.errors import UsageError, unknown
 from epochlens.lazy import LazyModule
-from epochlens.learn import models, streams
+from epochlens.learn import meta, models, streams
 from epochlens.sweep.bench import timing
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from epochlens.attribute import cost as counting
     from epochlens.show import cost as chart
     from epochlens.show import style
     from epochlens.sweep import progress
 else:
     torch = LazyModule("torch")
-    counting, chart = LazyModule("epochlens.attribute.cost"), LazyModule("epochlens.show.cost")
+    chart = LazyModule("epochlens.show.cost")
     style, progress = LazyModule("epochlens.show.style"), LazyModule("epochlens.sweep.progress")
 
 DONE, INTERRUPTED = 0, 130
 PLAIN_WIDTH = 160
 LEAST = {"channels": 1, "classes": 2, "images": 1, "ig_steps": 1, "samples": 1}
-SETS = {
-    "ig_steps": {"integrated_gradients": "steps"},
-    "samples": {"smoothgrad": "samples", "gradient_shap": "samples", "lime": "samples"},
-}
-"""option: of which methods it sets which option"""
 DEFAULTS: dict[str, Any] = {
     "model": ["small", "deep"],
     "size": ["32x32"],
@@ -190,14 +185,8 @@ def parse_size(word: str) -> tuple[int, int]:
 
 def choose_methods(words: Sequence[str], numbers: Mapping[str, int]) -> tuple[str, ...]:
     """Labels of the methods, with the options that --ig-steps and --samples set. Raises UsageError."""
-    labels = []
-    for word in all_methods() if list(words) == [config.ALL] else words:
-        name, given = parse_method(word)
-        for option, sets in SETS.items():
-            if option in numbers and name in sets:
-                given = {sets[name]: numbers[option], **given}
-        labels.append(method_label({"name": name, **given}))
-    return config.coerce("methods", labels)
+    named = all_methods() if list(words) == [config.ALL] else words
+    return config.coerce("methods", [counting.with_numbers(word, numbers) for word in named])
 
 
 def answer(question: Question) -> dict[str, Any]:
@@ -205,7 +194,7 @@ def answer(question: Question) -> dict[str, Any]:
     started = time.monotonic()
     shapes = [(question.channels, *size) for size in question.sizes]
     networks = [
-        Network(spec, shape, question.classes, build_meta(spec, shape, question.classes))
+        Network(spec, shape, question.classes, meta.build_meta(spec, shape, question.classes))
         for spec in question.models
         for shape in shapes
     ]
@@ -219,27 +208,6 @@ def answer(question: Question) -> dict[str, Any]:
     ]
     files = [str(path.with_suffix(kind)) for path in paths for kind in (".png", ".pdf")]
     return {**document, "rows": rows, "files": files, "seconds": round(time.monotonic() - started, 3)}
-
-
-def build_meta(spec: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The model in eval mode with shapes for weights. Raises UsageError where it does not fit the images."""
-    try:
-        if spec in models.MODELS:
-            models.check_model(spec, shape, classes)
-        factory = models.model_factory(spec)
-    except ImportError as error:
-        raise UsageError("model", spec, f"needs torchvision, which does not import: {error}") from error
-    except UsageError as error:
-        raise UsageError("model", error.value, error.problem) from error
-    try:
-        with torch.device("meta"), torch.no_grad():
-            model = models.build(factory, shape, classes).to("meta").eval()
-            found = tuple(model(torch.empty(2, *shape)).shape)
-    except Exception as error:
-        raise UsageError("model", spec, f"does not take images of shape {shape}: {error}") from error
-    if found != (2, classes):
-        raise UsageError("model", spec, f"gives {found} for 2 images, not (2, {classes})")
-    return model
 
 
 def about(network: Network) -> dict[str, Any]:
@@ -261,15 +229,14 @@ def count(network: Network, question: Question) -> list[dict[str, Any]]:
     """A row per method. Of all methods, those that the network cannot have are left out and told."""
     names = {"network": network.name, "model": network.spec, "size": network.size}
     rows = []
-    for method in question.methods:
-        try:
-            found = counting.method_cost(network.meta, network.shape, method, question.images)
-        except UsageError as error:
-            if not question.all_methods:
-                raise
-            print(f"left out of {network.name}: {error}", file=sys.stderr)
-            continue
-        rows.append({**names, "method": method, **found._asdict()})
+    found = counting.costs(network.meta, network.shape, question.methods, question.images)
+    for method, counted in found.items():
+        if not isinstance(counted, UsageError):
+            rows.append({**names, "method": method, **counted._asdict()})
+        elif question.all_methods:
+            print(f"left out of {network.name}: {counted}", file=sys.stderr)
+        else:
+            raise counted
     return rows
 
 
@@ -278,14 +245,14 @@ def measure_all(rows: Sequence[dict[str, Any]], networks: Sequence[Network], ima
 
     The peak is the best of several moments: a neighbour on the machine can only lower it.
     """
-    with one_thread():
-        peak = timing.matmul_peak()
+    with machine.one_thread():
+        peak = machine.matmul_peak()
         for network in networks:
             model = build_real(network)
             for row in rows:
                 if row["network"] == network.name:
                     row |= measure(model, network, row, images, peak)
-            peak = max(peak, timing.matmul_peak())
+            peak = max(peak, machine.matmul_peak())
     for row in rows:
         row["predicted_seconds"] = row["flops"] / peak
     return peak
@@ -307,7 +274,7 @@ def measure(
         attribute(model, x, targets, row["method"], generator=stochastic.manual_seed(0))
 
     call()  # imports and caches
-    grown = counting.memory_growth(call)
+    grown = machine.memory_growth(call)
     taken = statistics.median(timing.timed(call, time.process_time)[0] for _ in range(REPEATS))
     expected = counting.peak_bytes(network.meta, network.shape, row["method"], n)
     return {
@@ -325,17 +292,6 @@ def build_real(network: Network) -> nn.Module:
         return models.build(factory, network.shape, network.classes).eval()
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread, as a trial has by default."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def print_document(document: Mapping[str, Any]) -> None:
     """The document for people: a table per network and the files."""
     console = Console(soft_wrap=True, highlight=False)
@@ -345,7 +301,7 @@ def print_document(document: Mapping[str, Any]) -> None:
         rows = [row for row in document["rows"] if row["network"] == network["network"]]
         forward, parameters = (chart.si_text(network[key], "") for key in ("forward_macs", "parameters"))
         title = f"{network['network']}: {parameters} parameters, {forward} multiply-accumulates an image"
-        columns = COLUMNS | (MEASURED if "peak_flops" in document else {})
+        columns = chart.COLUMNS | (MEASURED if "peak_flops" in document else {})
         lines = [[told(row) for told in columns.values()] for row in rows]
         console.print(progress.grid_table(lines, list(columns), title))
     console.print(
@@ -360,31 +316,17 @@ def print_document(document: Mapping[str, Any]) -> None:
     console.print(f"done in {document['seconds']:.1f} s")
 
 
-def text_of(row: Mapping[str, Any], key: str, unit: str) -> str:
-    """A number of a row with its unit, a dash where there is none."""
-    value = row.get(key)
-    return chart.si_text(value, unit) if value is not None and math.isfinite(value) else "-"
-
-
 def memory_text(row: Mapping[str, Any]) -> str:
     """Measured growth of memory, with the number of images."""
     if row.get("measured_bytes") is None:
         return "-"
     n = row["measured_images"]
-    return f"{text_of(row, 'measured_bytes', 'B')} ({n} image{'s' if n > 1 else ''})"
+    return f"{chart.text_of(row, 'measured_bytes', 'B')} ({n} image{'s' if n > 1 else ''})"
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "method": lambda row: row["method"],
-    "operations": lambda row: text_of(row, "flops", ""),
-    "forward passes": lambda row: (
-        f"{row['forwards']:,.0f}" if row["forwards"] >= 1000 else f"{row['forwards']:.4g}"
-    ),
-    "peak memory": lambda row: text_of(row, "peak_bytes", "B"),
-}
 MEASURED: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "predicted an image": lambda row: text_of(row, "predicted_seconds", "s"),
-    "measured an image": lambda row: text_of(row, "measured_seconds", "s"),
-    "expected memory": lambda row: text_of(row, "expected_bytes", "B"),
+    "predicted an image": lambda row: chart.text_of(row, "predicted_seconds", "s"),
+    "measured an image": lambda row: chart.text_of(row, "measured_seconds", "s"),
+    "expected memory": lambda row: chart.text_of(row, "expected_bytes", "B"),
     "measured memory": memory_text,
 }

@@ -35,7 +35,7 @@ from epochlens.record import store
 from epochlens.record.tables import REDRAW, Maps
 from epochlens.record.tracker import Tracker
 from epochlens.sweep import analysis, trial
-from epochlens.sweep.plan import Task
+from epochlens.sweep.plan import Task, pack
 from epochlens.sweep.progress import duration, grid_table
 
 if TYPE_CHECKING:
@@ -118,8 +118,10 @@ def tell(
     loading.wait()
     load = cpu_seconds(resource.getrusage(resource.RUSAGE_CHILDREN)) - cpu_seconds(spent)
     slots = max(1, int((os.cpu_count() or 1) / sweep.cpus_per_trial))
-    crowd = crowding(min(slots, max(1, len(left))) + 1)  # the driver and Ray are busy too
-    durations = [costs[kind(task)].seconds * share_left(task) for task in left]
+    lengths = {task.run.run_id: costs[kind(task)].seconds * share_left(task) for task in left}
+    trials = pack(left, sweep.replicas if isinstance(sweep.replicas, int) else 1)
+    durations = [sum(lengths[run_id] for run_id in trial) for trial in trials]
+    crowd = crowding(min(slots, max(1, len(trials))) + 1)  # the driver and Ray are busy too
     pictures = len(figures.FIGURES) + len(costs) + 1
     measured = sum(costs[kind(task)].analysis for task in tasks) + pictures * FIGURE_TIMES * figure
     stages = {

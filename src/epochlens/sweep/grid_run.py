@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import epochlens
 from epochlens.config import Run, Sweep
 from epochlens.lazy import LazyModule
 from epochlens.learn.data import Facts
-from epochlens.record import store
-from epochlens.sweep import analysis, driver, estimate, plan
+from epochlens.record import objects, remote, store
+from epochlens.sweep import analysis, cluster, driver, estimate, interruption, nodes, plan
 from epochlens.sweep.plan import Task
 from epochlens.sweep.progress import duration, grid_table
 
@@ -45,25 +46,30 @@ def run(
     """
     started = time.monotonic()
     console = make_console(json)
-    folder = plan.sweep_folder(sweep)
+    folder, place = plan.sweep_folder(sweep), remote.find_place(sweep.results_dir, sweep.name)
     plots = (Path(sweep.plots_dir) / sweep.name).absolute()
     runs = plan.expand(sweep, facts)
+    if place:
+        remote.check(place)
+        console.print(f"results: {escape(place.uri)} (local copy: {escape(str(folder))})")
     if fresh and not dry_run:
-        with store.only_process(folder):
+        with only_process(folder, place):
             set_aside(console, folder, plots)
-    tasks = plan.look_up(folder, runs)
+            if place and (kept := objects.set_aside(place, spare=remote.LOCK)):
+                console.print(f"earlier results kept in {escape(kept.uri)}")
+    tasks = plan.look_up(folder, runs, place)
     tell_plan(console, sweep, tasks)
     if dry_run:
         return estimate.tell(console, sweep, facts, tasks, folder, plots), DONE
     result, interrupted = None, False
     try:
-        with driver.stoppable(), store.only_process(folder):
-            for place in plan.set_stale_aside(folder, tasks):
-                console.print(f"[yellow]damaged[/yellow] {escape(place.name)}: kept, the run is done anew")
-            result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis)
-    except driver.Interrupted:
+        with interruption.stoppable(), only_process(folder, place):
+            for kept in plan.set_stale_aside(folder, tasks, place):
+                console.print(f"[yellow]damaged[/yellow] {escape(kept.name)}: kept, the run is done anew")
+            result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis, place)
+    except interruption.Interrupted:
         interrupted = True
-    after = plan.look_up(folder, runs)
+    after = plan.look_up(folder, runs, place)
     tell_outcome(console, folder, plots, tasks, after, result, time.monotonic() - started)
     document = describe(sweep, folder, plots, tasks, after, result, time.monotonic() - started)
     if interrupted:
@@ -72,6 +78,13 @@ def run(
         )
         return document, INTERRUPTED
     return document, DONE if all(task.status == "done" for task in after) else FAILED
+
+
+@contextlib.contextmanager
+def only_process(folder: Path, place: remote.Place | None) -> Iterator[None]:
+    """Holds the sweep for this process, here and on object storage. Raises UsageError while another does."""
+    with store.only_process(folder), remote.only_process(place) if place else contextlib.nullcontext():
+        yield
 
 
 def make_console(json: bool) -> Console:
@@ -90,6 +103,7 @@ def train_and_analyze(
     folder: Path,
     plots: Path,
     no_analysis: bool,
+    place: remote.Place | None = None,
 ) -> analysis.Analysis | None:
     """Trains what is missing, then measures and draws unless that is current. Starts Ray only if needed."""
     missing = any(task.status != "done" for task in tasks)
@@ -97,23 +111,33 @@ def train_and_analyze(
     def record() -> None:
         tell_other_runs(console, folder, tasks)
         plan.record_sweep(folder, sweep, [task.run for task in tasks], about_here())
+        if place:
+            remote.push(place)
 
+    if place:
+        remote.pull(place)
     if not missing:
         record()
         if no_analysis or analysis.is_current(folder, plots):
             return None
-    with driver.ray_cluster(sweep) as context:
+    with cluster.ray_cluster(sweep) as context:
         url = getattr(context, "dashboard_url", None)
         if missing and sweep.dashboard and url:
             console.print(f"Ray dashboard: http://{url}")
+        if not place:
+            nodes.check_folder(folder)
+        runs = [task.run for task in tasks]
         if missing:
-            driver.train_missing(sweep, folder, tasks, facts, console, record)
-        if no_analysis or not any(t.status == "done" for t in plan.look_up(folder, [t.run for t in tasks])):
+            driver.train_missing(sweep, folder, tasks, facts, console, record, place)
+            plan.upload_rest(runs, place)
+        if no_analysis or not any(task.status == "done" for task in plan.look_up(folder, runs, place)):
             return None
-        return measure(console, folder, plots, analysis.TAU)
+        return measure(console, folder, plots, analysis.TAU, place)
 
 
-def measure(console: Console, folder: Path, plots: Path, tau: float) -> analysis.Analysis:
+def measure(
+    console: Console, folder: Path, plots: Path, tau: float, place: remote.Place | None = None
+) -> analysis.Analysis:
     """Analyses with progress: in place on a terminal, silent elsewhere but for the steps."""
     with console.status("measuring ...") as status:
         told = {"step": ""}
@@ -124,19 +148,21 @@ def measure(console: Console, folder: Path, plots: Path, tau: float) -> analysis
                 told["step"] = step
                 console.print(f"{done}/{total} {step}")
 
-        return analysis.analyze(folder, plots, tau, progress)
+        return analysis.analyze(folder, plots, tau, progress, place)
 
 
 def analyze_only(
-    folder: Path, plots: Path, sweep: Sweep, tau: float, json: bool
+    folder: Path, plots: Path, sweep: Sweep, tau: float, json: bool, place: remote.Place | None = None
 ) -> tuple[dict[str, Any], int]:
     """The analyze command: tables, figures and report of what is on disk."""
     started = time.monotonic()
     console = make_console(json)
     try:
-        with driver.stoppable(), driver.ray_cluster(sweep):
-            result = measure(console, folder, plots, tau)
-    except driver.Interrupted:
+        with interruption.stoppable(), cluster.ray_cluster(sweep):
+            if not place:
+                nodes.check_folder(folder)
+            result = measure(console, folder, plots, tau, place)
+    except interruption.Interrupted:
         console.print("[yellow]interrupted[/yellow]: run the same command again")
         return {}, INTERRUPTED
     tell_result(console, folder, plots, result)

@@ -13,7 +13,7 @@ from epochlens.attribute.methods import method_code
 from epochlens.config import Run, Sweep, methods_for
 from epochlens.learn.data import Facts, fingerprint
 from epochlens.learn.models import model_code
-from epochlens.record import store
+from epochlens.record import objects, remote, store
 
 
 class Task(NamedTuple):
@@ -62,8 +62,10 @@ def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> list[Run]:
 
 
 def sweep_folder(sweep: Sweep) -> Path:
-    """results/NAME, absolute: workers run elsewhere."""
-    return (Path(sweep.results_dir) / sweep.name).absolute()
+    """results/NAME, absolute: workers run elsewhere. Of results on object storage, their local copy."""
+    uri = objects.is_uri(sweep.results_dir)
+    results = objects.local_copy(sweep.results_dir) if uri else Path(sweep.results_dir)
+    return (results / sweep.name).absolute()
 
 
 def run_folder(folder: Path, run_id: str) -> Path:
@@ -71,11 +73,40 @@ def run_folder(folder: Path, run_id: str) -> Path:
     return folder / "runs" / run_id
 
 
-def look_up(folder: Path, runs: Sequence[Run]) -> list[Task]:
-    """Each run with its state in the store; finished runs are verified by checksum."""
+def run_place(place: remote.Place, run_id: str) -> remote.Place:
+    """Where a run of the sweep lives on object storage."""
+    return place.below(f"runs/{run_id}")
+
+
+def look_up(folder: Path, runs: Sequence[Run], place: remote.Place | None = None) -> list[Task]:
+    """Each run with its state in the store; finished runs are verified by checksum.
+
+    From object storage comes what the local copy lacks.
+    """
+    if place:
+        remote.pull_runs(place, [run.run_id for run in runs])
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda run: store.run_status(run_folder(folder, run.run_id)), runs)
     return [Task(run, *status) for run, status in zip(runs, found, strict=True)]
+
+
+def pack(tasks: Sequence[Task], replicas: int) -> list[tuple[str, ...]]:
+    """The trials of these tasks: run ids, at most `replicas` of them and all of one dataset and model."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for task in tasks:
+        kinds.setdefault((task.run.dataset, task.run.model), []).append(task.run.run_id)
+    return [
+        tuple(ids[start : start + replicas])
+        for ids in kinds.values()
+        for start in range(0, len(ids), replicas)
+    ]
+
+
+def upload_rest(runs: Sequence[Run], place: remote.Place | None) -> None:
+    """Uploads what an earlier attempt at these runs committed in the local copy only."""
+    if place:
+        for ahead in remote.pull_runs(place, [run.run_id for run in runs]):
+            remote.push(ahead)
 
 
 def record_sweep(folder: Path, sweep: Sweep, runs: Sequence[Run], about: Mapping[str, object]) -> None:
@@ -85,13 +116,17 @@ def record_sweep(folder: Path, sweep: Sweep, runs: Sequence[Run], about: Mapping
     store.write_json(folder / "sweep.json", {"settings": dataclasses.asdict(sweep), **about, "runs": grid})
 
 
-def set_stale_aside(folder: Path, tasks: Sequence[Task]) -> list[Path]:
+def set_stale_aside(folder: Path, tasks: Sequence[Task], place: remote.Place | None = None) -> list[Path]:
     """Moves corrupt runs out of the way, so that they are done anew; returns where they are kept.
 
-    What a crash left in finished runs goes, too.
+    What a crash left in finished runs goes, too. What could not be uploaded before goes to object storage.
     """
     for task in tasks:
         if task.status == "done":
             store.remove_working_files(run_folder(folder, task.run.run_id))
     corrupt = [task.run.run_id for task in tasks if task.status == "corrupt"]
+    if place:
+        for run_id in corrupt:
+            objects.set_aside(run_place(place, run_id))
+        upload_rest([task.run for task in tasks if task.status != "corrupt"], place)
     return [store.set_aside(run_folder(folder, run_id)) for run_id in corrupt]

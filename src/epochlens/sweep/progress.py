@@ -33,7 +33,8 @@ class Progress:
 
     def __init__(self, console: Console, done: int, total: int, epochs_left: int) -> None:
         self.console, self.total = console, total
-        self.done, self.failed = done, 0
+        self.done = done
+        self.failed: set[str] = set()
         self.epochs_left, self.epochs_seen = epochs_left, 0
         self.running: dict[str, Mapping[str, Any]] = {}
         self.started: float | None = None
@@ -54,9 +55,10 @@ class Progress:
     def report(self, result: Mapping[str, Any]) -> None:
         """Takes one epoch's report of a run."""
         if result.get("status") == "failed":
-            self.failed += 1
+            if result["run"] not in self.failed:  # a pack that begins again tells it again
+                self.console.print(f"[red]failed[/red] {result['run']}", highlight=False)
+            self.failed.add(result["run"])
             self.running.pop(result["run"], None)
-            self.console.print(f"[red]failed[/red] {result['run']}", highlight=False)
         else:
             self.started = self.started or time.monotonic()
             self.epochs_seen += 1
@@ -68,6 +70,12 @@ class Progress:
         if self.running.pop(run_id, None) is not None:
             self.done += 1
         self.show()
+
+    def forget(self, left: Sequence[str]) -> None:
+        """Takes that nothing is running, and that of what was, all but `left` has ended."""
+        for run_id in {*self.running} - {*left}:
+            self.complete(run_id)
+        self.running.clear()
 
     def show(self) -> None:
         """Redraws, or prints a line when the last one is old enough."""
@@ -86,7 +94,7 @@ class Progress:
         """One line: runs done, speed, time left."""
         rate = self.rate()
         left = duration((self.epochs_left - self.epochs_seen) / rate) if rate else "?"
-        failed = f", {self.failed} failed" if self.failed else ""
+        failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"{self.done}/{self.total} runs done{failed}, {rate:.1f} epochs/s, {left} left"
 
     def render(self) -> Group:

@@ -1,14 +1,21 @@
-"""The Ray Tune trainable: trains one run, records its maps after every epoch, reports accuracy."""
+"""The Ray Tune trainable: trains a run, records its maps after every epoch, reports accuracy.
+
+A trial may be several runs of one dataset and model: they take turns, an epoch each, and while the maps of
+one are recorded a GPU trains the others. Each run has its own trajectory, random streams, claim, commits and
+failure, so its numbers do not depend on which others share its process.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +23,11 @@ import numpy as np
 
 from epochlens.config import Run
 from epochlens.lazy import LazyModule
-from epochlens.learn import models, streams, training
-from epochlens.record import store
+from epochlens.learn import models, queues, streams, training
+from epochlens.record import remote, store
 from epochlens.record.tracker import Tracker
-from epochlens.sweep.plan import run_folder
+from epochlens.sweep import nodes
+from epochlens.sweep.plan import run_folder, run_place
 
 if TYPE_CHECKING:
     import ray
@@ -43,37 +51,91 @@ class Shared:
     npz: bool
     session: str = ""
     """names the driver"""
+    place: remote.Place | None = None
+    """where results lie on object storage; `folder` is their local copy then, on every node"""
 
 
 def trial(config: Mapping[str, Any], shared: Shared) -> None:
-    """Trains the run named by config["run"], going on from its last committed epoch.
+    """Trains the runs named by config["runs"] in turn, each going on from its last committed epoch.
+
+    Only the death of its process makes Tune start it again: what a run raises, `attempt` reports.
+    """
+    if shared.place is None and shared.session:
+        nodes.check_sees(shared.folder, shared.session)
+    runs = [shared.runs[run_id] for run_id in config["runs"]]
+    prepare_process(shared.threads)
+    gauges = make_gauges()
+    load = functools.cache(partial(load_splits, runs[0].dataset, shared))
+    under_way = [attempt(run, shared, load) for run in runs]
+    try:
+        while under_way:
+            for reports in tuple(under_way):
+                report = next(reports, None)
+                if report is None:
+                    under_way.remove(reports)
+                    continue
+                for name, gauge in gauges.items():
+                    gauge.set(report[name], tags={"run": report["run"]})
+                tune.report(report)
+    finally:
+        queues.settle(shared.device)
+
+
+def attempt(run: Run, shared: Shared, load: Callable[[], training.TensorSplits]) -> Iterator[dict[str, Any]]:
+    """The reports of a run, the last of them of its failure if it fails.
 
     An exception of the run's own (a model that raises, a loss that is not finite) would come again: it is
-    written to the run's folder and the trial ends. Only the death of its process makes Tune start it again.
+    written to the run's folder, and is not tried again when the process of a run beside it has died.
     """
-    run = shared.runs[config["run"]]
     folder = run_folder(shared.folder, run.run_id)
-    prepare_process(shared.threads)
+    failed = {"run": run.run_id, "status": "failed", "epoch": -1, "accuracy": float("nan"), "unsaid": ""}
+    if has_failed(folder, shared.session):
+        yield failed
+        return
     record = {**run_record(run, shared), "node": ray.get_runtime_context().get_node_id()}
-    gauges = make_gauges()
     try:
-        for report in train_run(run, folder, shared, record):
-            for name, gauge in gauges.items():
-                gauge.set(report[name], tags={"run": run.run_id})
-            tune.report(report)
+        yield from mirrored(train_run(run, folder, shared, record, load), shared, run)
+    except remote.RemoteError as error:
+        yield failed | {"unsaid": f"{error} on {record['host']}. Mend that and run the same command again"}
     except Exception as error:
         if "attempt" in record and not store.is_claimed(folder, record["attempt"]):
             return  # another attempt works on the run, or has finished it: what goes wrong here is no matter
-        unsaid = tell_failure(folder, record, error)
-        failed = {"run": run.run_id, "status": "failed", "epoch": -1, "accuracy": float("nan")}
-        tune.report(failed | {"unsaid": unsaid})
+        unsaid = tell_failure(folder, record, error, shared.place)
+        queues.settle(shared.device)  # raises if the device is broken: then other runs need another process
+        yield failed | {"unsaid": unsaid}
 
 
-def tell_failure(folder: Path, record: Mapping[str, Any], error: Exception) -> str:
+def has_failed(folder: Path, session: str) -> bool:
+    """Whether the run has failed of itself since the driver of this session began."""
+    record = store.read_json(folder / "run.json") or {}
+    return record.get("status") == "failed" and record.get("session") == session
+
+
+def mirrored(reports: Iterator[dict[str, Any]], shared: Shared, run: Run) -> Iterator[dict[str, Any]]:
+    """The reports of a run, each once object storage holds what it tells of, where results lie there.
+
+    Begins with what is there already. Raises RemoteError.
+    """
+    if shared.place is None:
+        yield from reports
+        return
+    place = run_place(shared.place, run.run_id)
+    remote.pull(place)
+    for report in reports:
+        remote.push(place)
+        yield report
+    remote.push(place)
+
+
+def tell_failure(
+    folder: Path, record: Mapping[str, Any], error: Exception, place: remote.Place | None = None
+) -> str:
     """Says in the run's folder why it failed; returns the reason if that cannot be written either, or ""."""
     reason = f"{type(error).__name__}: {error}"
     try:
         store.fail_run(folder, record, reason, traceback.format_exc())
+        if place:
+            remote.push(run_place(place, folder.name))
     except OSError:
         return reason
     return ""
@@ -87,6 +149,8 @@ def prepare_process(threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # it takes time, and nobody reads that memory
 
 
 def run_record(run: Run, shared: Shared) -> dict[str, Any]:
@@ -98,6 +162,7 @@ def run_record(run: Run, shared: Shared) -> dict[str, Any]:
         "threads": shared.threads,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "session": shared.session,
         "torch": torch.__version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -113,17 +178,29 @@ def make_gauges() -> dict[str, Any]:
     }
 
 
-def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def load_splits(dataset: str, shared: Shared) -> training.TensorSplits:
+    """The dataset's splits on the device that trains."""
+    return training.as_tensors(ray.get(shared.datasets[dataset]), shared.device)
+
+
+def train_run(
+    run: Run,
+    folder: Path,
+    shared: Shared,
+    record: dict[str, Any],
+    load: Callable[[], training.TensorSplits] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Yields a report after each committed epoch of the run, and gathers its files after the last.
 
-    Stops without a word once another attempt has claimed the run.
+    Stops without a word once another attempt has claimed the run. `load` gives the splits, which the runs of
+    a trial share. On CUDA the next epoch is under way while the report is out.
     """
     if store.run_status(folder)[0] == "done":
         return  # an attempt before this one finished it, and died before it could say so
     set_foreign_work_aside(folder, record)
     place = {key: record.get(key) for key in ("host", "pid", "node")}
     record["attempt"] = store.claim(folder, {**place, "session": shared.session})
-    splits = training.as_tensors(ray.get(shared.datasets[run.dataset]), shared.device)
+    splits = load() if load else load_splits(run.dataset, shared)
     trajectory = start(run, splits, shared.device)
     saved = store.latest_state(folder, store.committed(folder))
     if saved is not None:
@@ -137,6 +214,8 @@ def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) ->
         if shared.keep_weights == "all":
             store.write_whole(folder / f"weights-{epoch.epoch:04d}.pt", weight_bytes(trajectory.model))
         tracker.record(state=training.to_bytes(trajectory), **epoch._asdict())
+        if trajectory.stream is not None and epoch.epoch < run.epochs:
+            training.launch(trajectory, splits, run.batch_size)
         yield {"run": run.run_id, "status": "running", **epoch._asdict()}
     if not store.is_claimed(folder, record["attempt"]):
         return
@@ -146,7 +225,8 @@ def train_run(run: Run, folder: Path, shared: Shared, record: dict[str, Any]) ->
         weights += [f"weights-{epoch:04d}.pt" for epoch in range(run.epochs + 1)]
     metrics = store.metrics_frame(tracker.entries)
     seconds = float(np.nansum(metrics.filter(like="seconds_").to_numpy()))
-    tracker.finish(weights, shared.npz, seconds=seconds)
+    told = {} if trajectory.replay is None else {"steps": trajectory.replay.refused or "captured"}
+    tracker.finish(weights, shared.npz, seconds=seconds, **told)
 
 
 def set_foreign_work_aside(folder: Path, record: Mapping[str, Any]) -> None:

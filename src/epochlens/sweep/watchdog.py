@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 else:
     ray = LazyModule("ray")
 
+Trial = tuple[str, ...]
+"""the ids of its runs"""
 PATIENCE = 10
 """times the longest epoch seen that a trial may take on top of the timeout"""
 ASLEEP = 10.0
@@ -31,27 +33,27 @@ class Silence:
 
     def __init__(self, timeout: float) -> None:
         self.timeout, self.longest = timeout, 0.0
-        self.heard: dict[str, float] = {}
-        self.reported: set[str] = set()
+        self.heard: dict[Trial, float] = {}
+        self.reported: set[Trial] = set()
         self.looked: float | None = None
 
-    def begin(self, run_id: str, now: float) -> None:
+    def begin(self, trial: Trial, now: float) -> None:
         """The trial has started."""
-        self.heard[run_id] = now
+        self.heard[trial] = now
 
-    def report(self, run_id: str, now: float) -> None:
+    def report(self, trial: Trial, now: float) -> None:
         """The trial has reported an epoch."""
-        if run_id in self.reported:  # before its first report a trial also loads modules and data
-            self.longest = max(self.longest, now - self.heard[run_id])
-        self.reported.add(run_id)
-        self.heard[run_id] = now
+        if trial in self.reported:  # before its first report a trial also loads modules and data
+            self.longest = max(self.longest, now - self.heard[trial])
+        self.reported.add(trial)
+        self.heard[trial] = now
 
-    def end(self, run_id: str) -> None:
+    def end(self, trial: Trial) -> None:
         """The trial has ended, or waits to be started again."""
-        self.heard.pop(run_id, None)
-        self.reported.discard(run_id)
+        self.heard.pop(trial, None)
+        self.reported.discard(trial)
 
-    def overdue(self, now: float) -> list[str]:
+    def overdue(self, now: float) -> list[Trial]:
         """The trials that are silent for too long; they are given the same time again.
 
         Time in which nobody looked counts for nobody: a driver that was stopped has reports waiting for it.
@@ -59,9 +61,9 @@ class Silence:
         slept = now - self.looked if self.looked is not None else 0.0
         self.looked = now
         if slept > ASLEEP:
-            self.heard = {run_id: heard + slept for run_id, heard in self.heard.items()}
+            self.heard = {trial: heard + slept for trial, heard in self.heard.items()}
         limit = self.timeout + PATIENCE * self.longest
-        found = [run_id for run_id, heard in self.heard.items() if now - heard > limit]
+        found = [trial for trial, heard in self.heard.items() if now - heard > limit]
         self.heard |= dict.fromkeys(found, now)
         return found
 
@@ -96,36 +98,40 @@ def kill_worker(pid: int) -> bool:
     return True
 
 
-def make_watchdog(timeout: float, end: Callable[[str], bool], say: Callable[[str], None]) -> Any:
-    """A Tune callback that calls `end` with each run that is silent for too long, and says so if it did."""
+def make_watchdog(timeout: float, end: Callable[[Sequence[str]], bool], say: Callable[[str], None]) -> Any:
+    """A Tune callback that calls `end` with the runs of each trial that is silent for too long, and says so.
+
+    A trial is watched as a whole: one thread trains its runs in turn, so either all of them go on or none.
+    """
     from ray.tune import Callback
 
     class Watchdog(Callback):
         silence: Silence
-        end: Callable[[str], bool]
+        end: Callable[[Sequence[str]], bool]
         say: Callable[[str], None]
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.silence.begin(trial.config["run"], time.monotonic())
+            self.silence.begin(tuple(trial.config["runs"]), time.monotonic())
 
         def on_trial_result(
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
-            self.silence.report(trial.config["run"], time.monotonic())
+            self.silence.report(tuple(trial.config["runs"]), time.monotonic())
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.silence.end(trial.config["run"])
+            self.silence.end(tuple(trial.config["runs"]))
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.silence.end(trial.config["run"])
+            self.silence.end(tuple(trial.config["runs"]))
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.silence.end(trial.config["run"])
+            self.silence.end(tuple(trial.config["runs"]))
 
         def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-            for run_id in self.silence.overdue(time.monotonic()):
-                if self.end(run_id):
-                    self.say(f"{run_id} reported nothing for long: its process was ended, and begins again")
+            for runs in self.silence.overdue(time.monotonic()):
+                if self.end(runs):
+                    names = ", ".join(runs)
+                    self.say(f"{names} reported nothing for long: its process was ended, and begins again")
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its callbacks; a terminal does not pickle

@@ -1,8 +1,11 @@
 """A local page over a finished or running sweep: every map of every epoch under one slider.
 
-`command` reads the command line and serves, `app` lays out the pages and wires them. `data` reads the store,
-with caches; `pictures` makes PNG of maps, `figures` and `facets` interactive figures; `view` says what a link
-means; `pages` and `panels` are the first page, `tables_view` the pages of tables, `model_page` the page that
-asks a saved network. `model_view` alone loads networks and explains with them; nothing here trains.
+`command` reads the command line and serves, `app` knows the pages and looks at the store, `wiring` makes
+functions callbacks. `data` reads the store, with caches; `view` says what a link means; `parts` are what
+pages share; `pictures` makes PNG of maps, `figures` and `facets` interactive figures.
+The first page: `maps_page` lays it out, `maps_drawing` fills it from `answer` (when maps settle, in words),
+`panels` (maps and curves) and `probabilities`; `exports` saves what it shows. `pages` and `tables_view` are
+the pages of tables. `cost_page` tells what methods cost, `cost_view` counts it. `model_page` asks a saved
+network, which `model_view` loads and explains, while `patience` lets slow methods wait. Nothing here trains.
 The epoch moves in the browser: the server sends all epochs of the chosen maps as one picture.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import socket
 import threading
@@ -71,6 +72,7 @@ def make_server(folder: Path, host: str, port: int, data_dir: Path | None = None
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     page = app.make_app(folder, data_dir)
+    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()  # takes seconds
     return make_server(host, port, page.server, threaded=True)
 
 

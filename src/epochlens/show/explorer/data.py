@@ -61,18 +61,33 @@ class Cache:
         self.held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self.size = 0
         self.lock = threading.RLock()
+        self.making: dict[Hashable, threading.RLock] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The value of the key, made now unless it is held. The newest value is held whatever its size."""
         with self.lock:
-            if key not in self.held:
+            if key in self.held:
+                self.held.move_to_end(key)
+                return self.held[key][0]
+            making = self.making.setdefault(key, threading.RLock())
+        with making:  # who asks for something else meanwhile does not wait
+            with self.lock:
+                if key in self.held:
+                    return self.held[key][0]
+            try:
                 value = make()
-                self.held[key] = value, bytes_of(value)
-                self.size += bytes_of(value)
-            self.held.move_to_end(key)
-            while len(self.held) > 1 and self.size > self.limit:
-                self.size -= self.held.popitem(last=False)[1][1]
-            return self.held[key][0]
+            finally:
+                with self.lock:
+                    self.making.pop(key, None)
+            with self.lock:
+                self._hold(key, value)
+        return value
+
+    def _hold(self, key: Hashable, value: Any) -> None:
+        self.size += bytes_of(value) - self.held.pop(key, (None, 0))[1]
+        self.held[key] = value, bytes_of(value)
+        while len(self.held) > 1 and self.size > self.limit:
+            self.size -= self.held.popitem(last=False)[1][1]
 
 
 def bytes_of(value: Any) -> int:

@@ -8,7 +8,17 @@ import numpy as np
 import pandas as pd
 
 from epochlens.show import frames, style
-from epochlens.show.explorer.figures import AXIS, BASE, LEGEND, Figure, blank, finite, looks_of, trace
+from epochlens.show.explorer.figures import (
+    AXIS,
+    BASE,
+    LEGEND,
+    Figure,
+    blank,
+    finite,
+    legend_height,
+    looks_of,
+    trace,
+)
 
 DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 MOST_PANELS = 24
@@ -22,14 +32,14 @@ def two_lines(key: Sequence[object]) -> str:
 def facets(titles: Sequence[str], columns: int, high: int = 210) -> Figure:
     """Layout with a panel per title, axes x, x2, ... and y, y2, ..., filled row by row with equal scales."""
     rows = -(-len(titles) // columns)
-    height = rows * (high + 40) + 130
+    height = rows * (high + 40) + (rows - 1) * 22 + 130
     layout: Figure = {
         **BASE,
         "height": height,
         "margin": {"l": 52, "r": 36, "t": 84, "b": 46},
         "annotations": [],
     }
-    gap_x, gap_y = 0.12 / columns, 62 / (height - 130)
+    gap_x, gap_y = 0.12 / columns, 84 / (height - 130)
     wide = (1 - gap_x * (columns - 1)) / columns
     tall = (1 - gap_y * (rows - 1)) / rows
     for i, title in enumerate(titles):
@@ -65,10 +75,17 @@ def facets(titles: Sequence[str], columns: int, high: int = 210) -> Figure:
     return layout
 
 
-def means_figure(table: pd.DataFrame, label: str, columns: int = 2) -> Figure:
+def name_epochs(layout: Figure) -> None:
+    """Titles the axes of epochs."""
+    for name in [name for name in layout if name.startswith("xaxis")]:
+        layout[name]["title"] = {"text": "epoch", "standoff": 4}
+
+
+def means_figure(table: pd.DataFrame, label: str, columns: int = 2, bounded: bool = False) -> Figure:
     """Means over seeds with their intervals, a panel per dataset, model and learning rate, a line per method.
 
-    The table has the columns of stability_summary or quality_summary, of one metric and reference.
+    The table has the columns of stability_summary or quality_summary, of one metric and reference; values of
+    a bounded metric lie from -1 to 1, where the interval of few seeds may not.
     """
     groups = dict(list(frames.groups(table).items())[:MOST_PANELS]) if len(table) else {}
     if not groups:
@@ -81,6 +98,11 @@ def means_figure(table: pd.DataFrame, label: str, columns: int = 2) -> Figure:
         for (method,), rows in frames.groups(part, ["method"]).items():
             data += band(rows.sort_values("epoch"), str(method), looks[str(method)], axes, i == 0)
     layout["yaxis"]["title"] = {"text": label}
+    name_epochs(layout)
+    if bounded:
+        lowest = float(np.nanmin(frames.numbers(table, "mean"), initial=0))
+        for name in [name for name in layout if name.startswith("yaxis")]:
+            layout[name]["range"] = [max(-1.02, lowest - 0.3 * (lowest < 0) - 0.02), 1.02]
     return {"data": data, "layout": layout}
 
 
@@ -142,8 +164,8 @@ def accuracy_figure(epochs: pd.DataFrame) -> Figure:
             data.append({**found, "hovertemplate": f"seed {seed}, epoch %{{x}}: %{{y:.3f}}"})
     layout = {
         **BASE,
-        "height": 340,
-        "margin": {"l": 52, "r": 36, "t": 12, "b": 40},
+        "height": 320 + legend_height(data),
+        "margin": {"l": 56, "r": 36, "t": 14 + legend_height(data), "b": 40, "autoexpand": False},
         "xaxis": {**AXIS, "title": {"text": "epoch"}},
         "yaxis": {**AXIS, "title": {"text": "test accuracy"}},
         "legend": LEGEND,
@@ -154,7 +176,8 @@ def accuracy_figure(epochs: pd.DataFrame) -> Figure:
 def settling_figure(summary: pd.DataFrame) -> Figure:
     """Median settling epochs with intervals by method, a line per configuration; accuracy's as a black bar.
 
-    An interval without an upper end runs to the last epoch seen; a median that is not known is not drawn.
+    An interval without an upper end runs to the last epoch seen; an interval or a median that is not known
+    is not drawn.
     """
     groups = frames.groups(summary) if len(summary) else {}
     if not groups:
@@ -172,7 +195,8 @@ def settling_figure(summary: pd.DataFrame) -> Figure:
         ]
         look = looks[str(method)]
         last = float(np.nanmax(np.concatenate([frames.numbers(summary, "median"), *ends, [1.0]])))
-        above = np.where(np.isfinite(ends[1]), ends[1], last) - median
+        known = np.isfinite(ends[0])
+        above = np.where(known, np.where(np.isfinite(ends[1]), ends[1], last) - median, 0)
         data.append(
             {
                 "type": "scatter",
@@ -185,7 +209,7 @@ def settling_figure(summary: pd.DataFrame) -> Figure:
                     "type": "data",
                     "symmetric": False,
                     "array": finite(np.nan_to_num(above)),
-                    "arrayminus": finite(np.nan_to_num(median - ends[0])),
+                    "arrayminus": finite(np.nan_to_num(np.where(known, median - ends[0], 0))),
                     "color": look.color,
                 },
                 "hovertemplate": "%{x:.3g}",
@@ -206,8 +230,8 @@ def settling_figure(summary: pd.DataFrame) -> Figure:
     )
     layout = {
         **BASE,
-        "height": 130 + 56 * len(names),
-        "margin": {"l": 170, "r": 36, "t": 12, "b": 40},
+        "height": 80 + 56 * len(names) + legend_height(data),
+        "margin": {"l": 130, "r": 36, "t": 14 + legend_height(data), "b": 40, "autoexpand": False},
         "xaxis": {**AXIS, "title": {"text": "epoch at which maps settle"}, "rangemode": "tozero"},
         "yaxis": {
             **AXIS,
@@ -241,6 +265,7 @@ def matrices_figure(table: pd.DataFrame, columns: int = 3) -> Figure:
         data.append({**cells, **axes})
     layout["coloraxis"] = {"colorscale": "Cividis", "cmax": 1, "colorbar": {"thickness": 12}}
     layout["yaxis"]["title"] = {"text": "epoch"}
+    name_epochs(layout)
     return {"data": data, "layout": layout}
 
 
@@ -267,4 +292,6 @@ def removal_figure(curves: pd.DataFrame) -> Figure:
                 trace(means.index.tolist(), means.to_numpy(float), str(method), line, **shown, **axes)
             )
     layout["yaxis"]["title"] = {"text": "probability"}
+    for name in [name for name in layout if name.startswith("xaxis")]:
+        layout[name]["title"] = {"text": "fraction of pixels", "standoff": 4}
     return {"data": data, "layout": layout}

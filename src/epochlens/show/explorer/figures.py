@@ -12,6 +12,10 @@ from epochlens.show import style
 
 Figure = dict[str, Any]
 CURSOR = "#D55E00"
+TAU = 0.95
+"""similarity from which on maps count as settled"""
+NARROW, ROW, LETTER, KEY = 300, 20, 7, 48
+"""pixels: width of a figure on a phone, height of a legend's row, width of a letter and of an entry's line"""
 UNDEFINED = "#e9e9e9"
 BASE: Figure = {
     "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222222"},
@@ -91,18 +95,40 @@ def curves_figure(runs: Sequence[Curves], epoch: float, label: str) -> Figure:
             line = {"color": look.color, "dash": "dash" if second else "solid", "width": 2}
             shape = {"symbol": "circle-open" if second else "circle", "size": 5, "color": look.color}
             data.append(trace(epochs, values, f"{method}{mark}", line, mode="lines+markers", marker=shape))
+    legend = legend_height(data)
     layout = {
         **BASE,
-        "height": 440,
-        "margin": {"l": 52, "r": 36, "t": 12, "b": 40},
-        "shapes": [cursor(epoch)],
+        "height": 400 + legend,
+        "margin": {"l": 56, "r": 36, "t": 14 + legend, "b": 40, "autoexpand": False},
+        "shapes": [cursor(epoch), threshold()],
         "hovermode": "x",
         "xaxis": {**AXIS, "title": {"text": "epoch"}, "anchor": "y", "tickformat": "d"},
         "yaxis": {**AXIS, "title": {"text": label}, "domain": [0, 0.62]},
         "yaxis2": {**AXIS, "title": {"text": "accuracy"}, "domain": [0.7, 1], "anchor": "x"},
-        "legend": LEGEND,
+        "legend": {**LEGEND, "y": 1.02},
     }
     return {"data": data, "layout": layout}
+
+
+def legend_height(data: Sequence[Figure]) -> int:
+    """Pixels that a legend takes above a narrow figure: every entry is as wide as the widest.
+
+    Margins are given and not left to plotly, whose own lag behind when a figure finds its width.
+    """
+    names = {str(trace["name"]) for trace in data if trace.get("showlegend", True) and "name" in trace}
+    columns = max(1, NARROW // (KEY + LETTER * max(map(len, names), default=1)))
+    return ROW * -(-len(names) // columns)
+
+
+def threshold() -> Figure:
+    """The line above which maps count as settled."""
+    ends = {"xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": TAU, "y1": TAU}
+    return {
+        "type": "line",
+        **ends,
+        "layer": "below",
+        "line": {"color": style.GREY, "width": 1, "dash": "dot"},
+    }
 
 
 def trace(x: Sequence[Any], y: Any, name: str, line: Figure, **more: Any) -> Figure:
@@ -157,25 +183,3 @@ def matrix_figure(epochs: np.ndarray, matrix: np.ndarray, epoch: float) -> Figur
         },
     }
     return {"data": [cells], "layout": layout}
-
-
-def bars_figure(names: Sequence[str], probabilities: Sequence[float], marked: int, most: int = 10) -> Figure:
-    """The largest probabilities as bars, the most likely on top, the marked class in another colour."""
-    order = np.argsort(-np.asarray(probabilities), kind="stable")[:most][::-1].tolist()
-    order = order if marked in order or marked < 0 else [marked, *order]
-    bars = {
-        "type": "bar",
-        "orientation": "h",
-        "x": [float(probabilities[k]) for k in order],
-        "y": [f"class {names[k]}" for k in order],
-        "marker": {"color": [CURSOR if k == marked else style.PALETTE[0] for k in order]},
-        "hovertemplate": "%{y}: %{x:.4f}<extra></extra>",
-    }
-    layout = {
-        **BASE,
-        "height": 70 + 22 * len(order),
-        "margin": {"l": 70, "r": 36, "t": 8, "b": 36},
-        "xaxis": {**AXIS, "range": [0, 1], "title": {"text": "probability"}},
-        "yaxis": {**AXIS, "type": "category", "showgrid": False},
-    }
-    return {"data": [bars], "layout": layout}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
 
 import numpy as np
-from dash import ClientsideFunction, Input, Output, State, dcc, html, no_update
+from dash import ALL, Input, Output, State, dcc, html, no_update
 
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
-from epochlens.show.explorer import data, figures, pages, panels, pictures
+from epochlens.show.explorer import data, panels, parts, patience, pictures, probabilities
 from epochlens.show.explorer.data import Run, Source
+from epochlens.show.explorer.wiring import wire, wire_client
 
 if TYPE_CHECKING:
     from dash import Dash
@@ -23,6 +24,8 @@ else:
     model_view = LazyModule("epochlens.show.explorer.model_view")
 
 MOST_CHANNELS = 64
+CHANNELS = "Each small picture is one channel of a layer's output for this image: red above zero, blue below."
+ASKED = ("run", "weights", "image", "target", "methods")
 
 
 class Loaded(NamedTuple):
@@ -34,20 +37,9 @@ class Loaded(NamedTuple):
 
 
 def wire_model(app: Dash, source: Source) -> None:
-    """The model page, and the probabilities on the first page."""
-    inputs = [Input(f"model-{name}", "value") for name in ("run", "weights", "image", "target", "methods")]
-
-    def offer(name: str, weights: str, target: str) -> tuple[Any, ...]:
-        return offer_choices(source, name, weights, target)
-
-    def explained(
-        name: str, weights: str, image: int | None, target: str, methods: Sequence[str] | None
-    ) -> tuple[Any, Any]:
-        return show_explained(source, name, weights, image, target, methods)
-
-    def last(drawn: Any, *values: Any) -> list[Any]:
-        return show_probabilities(source, *values)
-
+    """The model page."""
+    inputs = [Input(f"model-{name}", "value") for name in ASKED]
+    states = [State(f"model-{name}", "value") for name in ASKED]
     offered = [
         Output("model-weights", "options"),
         Output("model-weights", "value"),
@@ -55,23 +47,29 @@ def wire_model(app: Dash, source: Source) -> None:
         Output("model-target", "value"),
         Output("model-methods", "options"),
     ]
-    app.callback(offered, [inputs[0], State("model-weights", "value"), State("model-target", "value")])(offer)
-    app.callback([Output("model-found", "children"), Output("model-images", "data")], inputs)(explained)
-    states = [State(name, "value") for name in ("run", "other", "probe")]
-    app.callback(
-        Output("probabilities", "children"), [Input("drawn", "data"), *states], prevent_initial_call=True
-    )(last)
-    for name, outputs, asked in (
-        ("model_link", Output("model-linked", "data"), inputs),
-        (
-            "random",
-            Output("model-image", "value"),
-            [Input("model-random", "n_clicks"), State("model-images", "data")],
-        ),
-    ):
-        app.clientside_callback(
-            ClientsideFunction("epochlens", name), outputs, asked, prevent_initial_call=True
-        )
+    wire(
+        app,
+        offer_choices,
+        source,
+        offered,
+        [inputs[0], State("model-weights", "value"), State("model-target", "value")],
+    )
+    found = [Output("model-found", "children"), Output("model-images", "data")]
+    wire(app, show_explained, source, found, [*inputs, Input("model-allowed", "data")])
+    clicks = Input({"type": "slow", "method": ALL}, "n_clicks")
+    allowed = Output("model-allowed", "data")
+    wire(
+        app,
+        patience.allow,
+        source,
+        allowed,
+        [clicks, State("model-allowed", "data"), *states],
+        prevent_initial_call=True,
+    )
+    later = {"prevent_initial_call": True}
+    wire_client(app, "model_link", Output("model-linked", "data"), inputs, **later)
+    image = [Input("model-random", "n_clicks"), State("model-images", "data")]
+    wire_client(app, "random", Output("model-image", "value"), image, **later)
 
 
 def layout(runs: Mapping[str, Run], search: str | None) -> list[Any]:
@@ -79,7 +77,7 @@ def layout(runs: Mapping[str, Run], search: str | None) -> list[Any]:
     said = {name: values[0] for name, values in parse_qs((search or "").lstrip("?")).items()}
     saved = {name: run for name, run in runs.items() if data.weights_of(run)}
     if not saved:
-        return pages.notices(
+        return parts.notices(
             ["No run here has saved weights (sweeps.grid --keep-weights last or all, once a run is done)."]
         )
     problems = (
@@ -104,22 +102,23 @@ def layout(runs: Mapping[str, Run], search: str | None) -> list[Any]:
         className="row counted",
     )
     pickers = [
-        pages.labelled("Run", pages.picker("model-run", options, run.name)),
-        pages.labelled(
+        parts.labelled("Run", parts.picker("model-run", options, run.name)),
+        parts.labelled(
             "Weights after epoch",
-            pages.picker("model-weights", weights, chosen if chosen in weights else weights[0]),
+            parts.picker("model-weights", weight_options(run), chosen if chosen in weights else weights[0]),
         ),
-        pages.labelled("Test image", image),
-        pages.labelled("Class explained", pages.picker("model-target", [], said.get("target", "label"))),
-        pages.labelled(
+        parts.labelled("Test image", image),
+        parts.labelled("Class explained", parts.picker("model-target", [], said.get("target", "label"))),
+        parts.labelled(
             "Methods", dcc.Dropdown([], multi=True, id="model-methods", placeholder="all methods")
         ),
     ]
     return [
-        html.Div(pages.notices(problems)),
+        html.Div(parts.notices(problems)),
         html.Div(pickers, className="panel pickers"),
-        pages.waiting(html.Div(id="model-found")),
+        parts.waiting(html.Div(id="model-found"), "The network is loaded and explains the image …"),
         dcc.Store(id="model-linked"),
+        dcc.Store(id="model-allowed"),
         dcc.Store(id="model-images", data=0),
     ]
 
@@ -160,7 +159,14 @@ def offer_choices(
     ]
     targets += [{"value": str(c), "label": f"class {c}"} for c in classes]
     known = target if target in [option["value"] for option in targets] else "label"
-    return saved, weights if weights in saved else saved[0], targets, known, model_view.method_names()
+    kept = weights if weights in saved else saved[0]
+    return weight_options(run), kept, targets, known, model_view.method_names()
+
+
+def weight_options(run: Run) -> list[dict[str, str]]:
+    """The epochs whose weights were kept, as options of a picker."""
+    words = {"last": f"{run.record.get('epochs', '')} (the last)", "0": "0 (untrained)"}
+    return [{"value": name, "label": words.get(name, name)} for name in data.weights_of(run)]
 
 
 def show_explained(
@@ -170,38 +176,56 @@ def show_explained(
     index: int | None,
     target: str,
     methods: Sequence[str] | None,
+    allowed: Mapping[str, Any] | None = None,
 ) -> tuple[list[Any], Any]:
     """The image with its probabilities, maps and feature maps, and the last test image's number.
 
-    A mistake is told in words in their place.
+    Slow methods wait until they are allowed. A mistake is told in words.
     """
     run = data.find_runs(source.folder).get(name or "")
     if run is None:
-        return pages.notices([f"run {name!r} is not in this sweep"]), no_update
+        return parts.notices([f"run {name!r} is not in this sweep"]), no_update
     try:
         found = load(source, run, weights)
         last = len(found.labels) - 1
         if index is None or not 0 <= index <= last:
-            return pages.notices([f"Test image {index} is not there: images run from 0 to {last}."]), last
-        return explained(found, run, weights, index, target, methods or model_view.method_names()), last
+            return parts.notices([f"Test image {index} is not there: images run from 0 to {last}."]), last
+        same = allowed is not None and allowed["of"] == [name, weights, index, target]
+        asked = methods or model_view.method_names()
+        may = set(allowed["methods"] if allowed is not None and same else [])
+        return explained(source, found, run, weights, index, target, asked, may), last
     except (UsageError, *data.UNREADABLE) as error:
-        return pages.notices([str(error)]), no_update
+        return parts.notices([str(error)]), no_update
 
 
 def explained(
-    found: Loaded, run: Run, weights: str, index: int, target: str, methods: Sequence[str]
+    source: Source,
+    found: Loaded,
+    run: Run,
+    weights: str,
+    index: int,
+    target: str,
+    methods: Sequence[str],
+    allowed: Collection[str] = (),
 ) -> list[Any]:
     """The three parts of the model page for an image of the test split."""
     image, label = found.images[index], int(found.labels[index])
-    probabilities = model_view.probabilities(found.network, image[None])[0]
+    values = model_view.probabilities(found.network, image[None])[0]
     classes = [str(c) for c in run.record["classes"]]
-    named = {"label": label, "predicted": int(probabilities.argmax())}
+    named = {"label": label, "predicted": int(values.argmax())}
     chosen = named[target] if target in named else classes.index(str(target))
-    epoch = int(run.record.get("epochs") or 0) if weights == "last" else int(weights)
-    maps = model_view.explain(found.network, image, chosen, methods, int(run.record.get("seed") or 0), epoch)
-    predicted = f"predicts {classes[named['predicted']]}"
-    said = f"label {classes[label]} · {predicted} · maps explain class {classes[chosen]}"
-    bars = pages.drawn(figures.bars_figure(classes, probabilities.tolist(), chosen))
+    shape, spec = (image.shape[0], image.shape[1], image.shape[2]), str(run.record["model"])
+    seconds = model_view.predicted_seconds(found.network, spec, shape, len(classes), methods)
+    slow = (
+        []
+        if patience.ALL_SLOW in allowed
+        else [m for m in patience.slow_methods(seconds) if m not in allowed]
+    )
+    maps = {m: map_of(source, found, run, weights, index, chosen, m) for m in methods if m not in slow}
+    right = "✓" if named["predicted"] == label else "✗"
+    said = f"label {classes[label]} · predicts {classes[named['predicted']]} {right}"
+    said += f" · maps explain class {classes[chosen]}"
+    layers = layer_sheets(model_view.feature_maps(found.network, image))
     return [
         html.Div(
             [
@@ -209,19 +233,51 @@ def explained(
                     [html.H2(f"Test image {index}"), html.P(said), panels.photo_tile(image, "input")],
                     className="panel",
                 ),
-                html.Section([html.H2("Probabilities"), bars], className="panel"),
+                html.Section(
+                    [
+                        html.H2("How sure the network is"),
+                        probabilities.bars_of(classes, values, chosen),
+                        html.P("Softmax probabilities; the class explained is orange.", className="caption"),
+                    ],
+                    className="panel",
+                ),
             ],
             className="cards",
         ),
-        html.Section([html.H2("Maps"), html.Div(map_tiles(maps), className="tiles")], className="panel"),
         html.Section(
             [
-                html.H2("Feature maps of each convolution"),
-                *layer_sheets(model_view.feature_maps(found.network, image)),
+                html.H2("Maps"),
+                *patience.waiting_notice({method: seconds[method] for method in slow}),
+                html.Div([*map_tiles(maps), *patience.slow_tiles(slow, seconds)], className="tiles"),
+                html.P(parts.CAPTION, className="caption"),
             ],
             className="panel",
         ),
+        html.Section(
+            [html.H2("What each convolution sees"), html.P(CHANNELS, className="caption"), *layers],
+            className="panel",
+        ),
     ]
+
+
+def map_of(
+    source: Source, found: Loaded, run: Run, weights: str, index: int, target: int, method: str
+) -> np.ndarray | str:
+    """One method's map [C,H,W], or why there is none; remembered."""
+    epoch = int(run.record.get("epochs") or 0) if weights == "last" else int(weights)
+    key = (
+        "explained",
+        run.name,
+        data.modified(data.weights_of(run)[weights]),
+        weights,
+        index,
+        target,
+        method,
+    )
+    seed, image = int(run.record.get("seed") or 0), found.images[index]
+    return source.cache.get(
+        key, lambda: model_view.explain(found.network, image, target, [method], seed, epoch)[method]
+    )
 
 
 def map_tiles(maps: Mapping[str, Any]) -> list[html.Figure]:
@@ -251,32 +307,6 @@ def layer_sheets(layers: Mapping[str, np.ndarray]) -> list[Any]:
             className="layer",
             style={"width": sheet.width * factor},
         )
-        found.append(html.Div([html.H3([name, html.Small(f" {size}")]), picture]))
+        title = html.H3([name, html.Small(f" {size}")])
+        found.append(html.Div([title, html.Div(picture, className="wide")]))
     return found or [html.P("This network has no convolution.")]
-
-
-def show_probabilities(source: Source, name: str | None, other: str | None, probe: int | None) -> list[Any]:
-    """Each shown run's last probabilities for the chosen image; nothing where no weights were saved."""
-    runs, found = data.find_runs(source.folder), []
-    for letter, run in (("A", runs.get(name or "")), ("B", runs.get(other or ""))):
-        if run is None or "last" not in data.weights_of(run):
-            continue
-        try:
-            position = panels.place(source, runs[name or ""], run, int(probe or 0))[0]
-            images = data.probe_of(source, run)
-            image, classes = images["images"][position], run.record["classes"]
-            path = data.weights_of(run)["last"]
-            network = model_view.load_network(
-                str(run.record["model"]), path, data.modified(path), image.shape, len(classes)
-            )
-            values = model_view.probabilities(network, image[None])[0]
-        except (UsageError, *data.UNREADABLE):
-            continue
-        figure = figures.bars_figure(
-            [str(c) for c in classes], values.tolist(), int(images["labels"][position])
-        )
-        title = html.H2([html.B(letter, className=f"letter {letter}"), " Probabilities after the last epoch"])
-        link = dcc.Link("explain other images with this network", href=f"/model?run={run.name}")
-        said = html.P(["The image's own class is orange. ", link], className="caption")
-        found.append(html.Section([title, pages.drawn(figure), said], className="panel"))
-    return found

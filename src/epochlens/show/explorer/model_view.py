@@ -6,6 +6,7 @@ It reads weights and the dataset's test split; it trains nothing and downloads n
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from epochlens.attribute import gradients
 from epochlens.attribute.methods import METHODS, attribute, borrowed, is_stochastic, named_generator
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.learn import data, models
+from epochlens.show.explorer import cost_view
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +72,28 @@ def probabilities(network: nn.Module, images: np.ndarray) -> np.ndarray:
 def method_names() -> list[str]:
     """The methods that can be asked for."""
     return list(METHODS)
+
+
+@lru_cache(maxsize=4)
+def forward_seconds(network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Measured seconds of a forward pass per image (C,H,W), in a batch as large as methods use them."""
+    images = torch.zeros(1, *shape)
+    images = images.expand(gradients.images_per_batch(images), *shape).contiguous()
+    taken = []
+    with borrowed(network), torch.no_grad():
+        for _ in range(2):  # the first time is slower
+            started = time.perf_counter()
+            network(images)
+            taken.append(time.perf_counter() - started)
+    return min(taken) / len(images)
+
+
+def predicted_seconds(
+    network: nn.Module, spec: str, shape: tuple[int, int, int], classes: int, methods: Sequence[str]
+) -> dict[str, float]:
+    """What explaining one image by each method will take here; NaN where that cannot be counted."""
+    passes = cost_view.forwards(spec, shape, classes, methods)
+    return {method: passes.get(method, np.nan) * forward_seconds(network, shape) for method in methods}
 
 
 def explain(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from dash import html
 
-from epochlens.show.explorer import data, figures, pictures
+from epochlens.show.explorer import answer, data, figures, pictures
 from epochlens.show.explorer.data import Run, Source
 from epochlens.show.explorer.view import View
 
@@ -123,7 +121,8 @@ def run_panel(source: Source, run: Run, letter: str, position: int, view: View, 
             probe["images"][position], f"input, test image {probe['indices'][position]}, class {label}"
         )
     ]
-    tiles += [sprite_tile(sprite, method, frame) for method, sprite in sprites.items()]
+    for method, sprite in sprites.items():
+        tiles.append(sprite_tile(sprite, method, frame, answer.settled_words(source, run, method, position)))
     status = [] if run.status == "done" else [html.Span(f" {run.status}", className="status")]
     carried: dict[str, Any] = {"data-epochs": json.dumps(epochs.tolist()), "data-said": json.dumps(said)}
     return html.Section(
@@ -144,8 +143,8 @@ def photo_tile(image: np.ndarray, caption: str) -> html.Figure:
     return html.Figure([picture, html.Figcaption(caption)])
 
 
-def sprite_tile(sprite: pictures.Sprite, caption: str, frame: int) -> html.Figure:
-    """One cell of a sheet with its caption and the value of its deepest colour."""
+def sprite_tile(sprite: pictures.Sprite, caption: str, frame: int, more: str = "") -> html.Figure:
+    """One cell of a sheet with its caption, the value of its deepest colour, and more to say."""
     height, width = pictures.shown_size(sprite.height, sprite.width)
     row, column = divmod(frame, sprite.columns)
     style = {
@@ -156,9 +155,10 @@ def sprite_tile(sprite: pictures.Sprite, caption: str, frame: int) -> html.Figur
         "backgroundPosition": f"{-column * width}px {-row * height}px",
     }
     limits = [limit_words(limit) for limit in sprite.limits]
-    said: dict[str, Any] = {"aria-label": f"map of {caption}"}
-    cell = html.Div(className="sprite", style=style, role="img", **said)
-    below = html.Figcaption([caption, html.Span(limits[frame], className="limit")])
+    named: dict[str, Any] = {"aria-label": f"map of {caption}"}
+    cell = html.Div(className="sprite", style=style, role="img", **named)
+    said = [html.Span(more, className="more")] if more else []
+    below = html.Figcaption([caption, html.Span(limits[frame], className="limit"), *said])
     size = {"data-columns": sprite.columns, "data-width": width, "data-height": height}
     carried: dict[str, Any] = {**size, "data-limits": json.dumps(limits)}
     return html.Figure([cell, below], className="map", **carried)
@@ -258,62 +258,3 @@ def pair(source: Source, run: Run, position: int, methods: Sequence[str], a: int
         html.Div([html.H3(title), html.Div(tiles, className="tiles small")], className="pair")
         for title, tiles in rows.items()
     ]
-
-
-def shown_maps(
-    source: Source, run: Run, position: int, view: View, epoch: float
-) -> dict[str, tuple[np.ndarray, float]]:
-    """The maps [H,W] on display, as they are coloured, with the value of the deepest colour, by method."""
-    found = {}
-    for method in [name for name in run.methods if name in view.methods] or run.methods:
-        maps = data.maps_of(source, run, method)
-        flat = pictures.changed(pictures.summed(maps.attributions[:, 0, position]), view.change)
-        reaches, frame = pictures.reaches(flat), frame_at(maps.epochs, epoch)
-        limit = reaches.max() if view.scale == "shared" else reaches[frame]
-        found[method] = flat[frame], float(limit)
-    return found
-
-
-def export_png(source: Source, run: Run, position: int, view: View, epoch: float) -> bytes:
-    """The image and its maps on display as a PNG."""
-    shown = shown_maps(source, run, position, view, epoch)
-    image = data.probe_of(source, run)["images"][position]
-    maps = {method: flat for method, (flat, _) in shown.items()}
-    limits = [limit for _, limit in shown.values()]
-    return pictures.strip(image, maps, limits, f"{run.title} · image {position} · epoch {epoch:g}")
-
-
-def export_maps(source: Source, run: Run, position: int, view: View, epoch: float) -> str:
-    """The maps on display as CSV: run, image, epoch, method, row, column, value (summed over channels)."""
-    sample = int(data.probe_of(source, run)["indices"][position])
-    parts = []
-    for method, (flat, _) in shown_maps(source, run, position, view, epoch).items():
-        row, column = np.indices(flat.shape)
-        about = {
-            "run": run.name,
-            "test_image": sample,
-            "epoch": int(epoch),
-            "method": method,
-            "shown": view.change,
-        }
-        parts.append(
-            pd.DataFrame({**about, "row": row.ravel(), "column": column.ravel(), "value": flat.ravel()})
-        )
-    return csv(pd.concat(parts, ignore_index=True))
-
-
-def export_curves(found: Sequence[figures.Curves], view: View) -> str:
-    """The curves on display as CSV: run, epoch, accuracy, and a column per method."""
-    names = {"A": view.run, "B": view.other}
-    parts = [
-        pd.DataFrame({"run": names[c.letter], "epoch": c.epochs, "accuracy": c.accuracy, **c.similarity})
-        for c in found
-    ]
-    return csv(pd.concat(parts, ignore_index=True)) if parts else ""
-
-
-def csv(frame: pd.DataFrame) -> str:
-    """The frame as CSV without its index."""
-    buffer = io.StringIO()
-    frame.to_csv(buffer, index=False)
-    return buffer.getvalue()

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from dash import ClientsideFunction, Input, Output
 
+from epochlens.measure.settling import SIMILARITIES
 from epochlens.show import frames
-from epochlens.show.explorer import data, facets
+from epochlens.show.explorer import data, facets, parts
 from epochlens.show.explorer.data import Run, Source
+from epochlens.show.summary import label
 
 if TYPE_CHECKING:
     from dash import Dash
@@ -19,6 +21,19 @@ if TYPE_CHECKING:
 MOST_ROWS = 2000
 HIDDEN = ("grid_runs", "run_id")
 """columns that say nothing on a page of one sweep"""
+BOUNDED = (*SIMILARITIES, "calibrated_cosine", "ssim")
+"""metrics of at most 1"""
+SETTLING = {
+    **{name: name for name in ("dataset", "model", "learning_rate", "method", "metric")},
+    "reference": "compared with",
+    "median": "median epoch",
+    "ci_low": "95 % from",
+    "ci_high": "95 % to",
+    "accuracy_median": "accuracy settles",
+    "n_seeds": "seeds",
+    "n_censored": "images not settled",
+}
+"""columns of the table of settling epochs, and what they are called"""
 
 
 def wire_tables(app: Dash, source: Source) -> None:
@@ -64,6 +79,21 @@ def rows_of(frame: pd.DataFrame | None) -> dict[str, Any]:
     }
 
 
+def similarity_words(metric: str | None, against: str | None) -> str:
+    """A metric and what maps are compared with, for an axis."""
+    return f"{str(metric).replace('_', ' ')} to {parts.REFERENCES.get(str(against), str(against))}"
+
+
+def named(settling: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The columns of settling_summary that answer when maps settle, named so that they can be read."""
+    if settling is None:
+        return None
+    kept = settling[[name for name in SETTLING if name in settling]]
+    words = [parts.REFERENCES.get(str(name), str(name)) for name in kept["reference"]]
+    renamed: Any = kept.assign(reference=words)
+    return renamed.rename(columns=SETTLING)
+
+
 def runs_frame(runs: Mapping[str, Run]) -> pd.DataFrame:
     """The runs as the store has them now."""
     return pd.DataFrame(
@@ -103,11 +133,11 @@ def show_stability(
     held = {
         "runs": runs_frame(data.find_runs(source.folder)),
         "stability_summary": summary,
-        "settling_summary": settling,
+        "settling_summary": named(settling),
         "comparisons": data.table_of(source, "comparisons"),
     }
     return (
-        facets.means_figure(summary, f"{metric}, {against}"),
+        facets.means_figure(summary, similarity_words(metric, against), bounded=metric in BOUNDED),
         facets.accuracy_figure(pd.DataFrame() if epochs is None else epochs),
         facets.settling_figure(chosen(settling, metric=metric, reference=against)),
         facets.matrices_figure(matrices),
@@ -122,7 +152,7 @@ def show_quality(source: Source, metric: str | None) -> tuple[Any, Any, Any]:
     held = {"quality_summary": last, "quality_metrics": data.table_of(source, "quality_metrics")}
     curves = data.table_of(source, "quality_curves")
     return (
-        facets.means_figure(summary, str(metric)),
+        facets.means_figure(summary, label(str(metric))),
         facets.removal_figure(pd.DataFrame() if curves is None else curves),
         {name: rows_of(table) for name, table in held.items()},
     )

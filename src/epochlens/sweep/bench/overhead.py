@@ -15,7 +15,7 @@ from rich.console import Console
 from epochlens import config
 from epochlens.lazy import LazyModule
 from epochlens.learn import data, models
-from epochlens.sweep import driver, plan
+from epochlens.sweep import cluster, driver, plan
 from epochlens.sweep.bench.timing import Comparison, largest_difference
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def comparisons(quick: bool) -> Iterator[Comparison | str]:
         dashboard=False,
     )
     told: list[tuple[np.ndarray, str]] = []
-    with driver.ray_cluster(sweep):
+    with cluster.ray_cluster(sweep):
         yield Comparison(
             "overhead",
             f"{runs} digits runs through Tune",
@@ -64,16 +64,20 @@ def our_sweep(sweep: config.Sweep) -> tuple[np.ndarray, str]:
     facts = config.check(sweep)
     folder = plan.sweep_folder(sweep)
     runs = plan.expand(sweep, facts)
-    started = time.perf_counter()
+    started = time.time()
     quiet = Console(file=io.StringIO())
     driver.train_missing(sweep, folder, plan.look_up(folder, runs), facts, quiet, lambda: None)
-    seconds = time.perf_counter() - started
-    records = [plan.store.read_json(plan.run_folder(folder, run.run_id) / "run.json") or {} for run in runs]
+    seconds = time.time() - started
+    folders = [plan.run_folder(folder, run.run_id) for run in runs]
+    begun = min((place / "probe.npz").stat().st_mtime for place in folders) - started
+    records = [plan.store.read_json(place / "run.json") or {} for place in folders]
     compute = sum(record["seconds"] for record in records)
     slots = ray.cluster_resources()["CPU"] / sweep.cpus_per_trial
     said = (
-        f"{(seconds * slots - compute) / len(runs):.2f} s per trial beyond its compute; "
-        f"{compute / (slots * seconds):.0%} of the slots' time is compute ({slots:g} slots, {seconds:.1f} s)"
+        f"{(seconds * slots - compute) / len(runs):.2f} s per trial beyond its compute, "
+        f"{begun * slots / len(runs):.2f} s of it the start of {slots:g} workers, once ({begun:.1f} s), and "
+        f"{((seconds - begun) * slots - compute) / len(runs):.2f} s come with every trial; "
+        f"{compute / (slots * seconds):.0%} of the slots' time is compute ({seconds:.1f} s)"
     )
     return np.array([record["final_accuracy"] for record in records]), said
 

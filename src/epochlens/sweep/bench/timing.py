@@ -12,6 +12,10 @@ import numpy as np
 Clock = Callable[[], float]
 
 
+class Unavailable(RuntimeError):
+    """This machine lacks what a part needs."""
+
+
 class Comparison(NamedTuple):
     """One piece of work done by us and by a peer."""
 
@@ -90,9 +94,9 @@ def largest_difference(a: Any, b: Any) -> float:
     if isinstance(a, Sequence):
         return max(largest_difference(x, y) for x, y in zip(a, b, strict=True))
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    both = np.isfinite(a) & np.isfinite(b)
     if a.shape != b.shape or (np.isfinite(a) != np.isfinite(b)).any():
         return float("inf")
+    both = np.isfinite(a)
     scale = np.abs(b[both]).max(initial=0) or 1.0
     return float(np.abs(a[both] - b[both]).max(initial=0) / scale)
 

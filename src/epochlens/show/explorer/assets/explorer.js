@@ -2,11 +2,18 @@
 (function () {
   "use strict";
 
-  const state = { epoch: 0, first: 0, last: 0, timer: null };
+  const state = { epoch: 0, first: 0, last: 0, timer: null, wanted: 0, asked: -Infinity };
   const none = () => window.dash_clientside.no_update;
 
   function setEpoch(epoch) {
-    window.dash_clientside.set_props("epoch", { value: Math.min(Math.max(epoch, state.first), state.last) });
+    state.wanted = Math.min(Math.max(epoch, state.first), state.last);
+    state.asked = performance.now();
+    window.dash_clientside.set_props("epoch", { value: state.wanted });
+  }
+
+  // Two quick steps are two: the page may not have followed the first one yet.
+  function step(by) {
+    setEpoch((performance.now() - state.asked < 500 ? state.wanted : state.epoch) + by);
   }
 
   // Position of the last recorded epoch up to the chosen one.
@@ -28,6 +35,16 @@
     });
   }
 
+  function moveBars(panel, epoch) {
+    const epochs = JSON.parse(panel.dataset.epochs), frame = frameAt(epochs, epoch);
+    panel.querySelector(".probable-at").textContent = `after epoch ${epochs[frame]}`;
+    const values = JSON.parse(panel.dataset.bars)[frame];
+    panel.querySelectorAll(".bar").forEach((bar, i) => {
+      bar.querySelector(".fill").style.width = `${100 * values[i]}%`;
+      bar.querySelector("output").textContent = values[i].toFixed(2);
+    });
+  }
+
   function moveCursor(id, epoch) {
     const plot = document.querySelector(`#${id} .js-plotly-plot`);
     const shapes = plot && plot.layout && plot.layout.shapes;
@@ -37,6 +54,7 @@
 
   function apply() {
     document.querySelectorAll(".run").forEach((panel) => moveRun(panel, state.epoch));
+    document.querySelectorAll(".probable").forEach((panel) => moveBars(panel, state.epoch));
     const now = document.getElementById("epoch-now");
     if (now) now.textContent = `epoch ${state.epoch}`;
   }
@@ -101,8 +119,8 @@
     if (event.target.closest && event.target.closest(own)) {
       if (event.key !== " " || !event.target.closest("[role=slider]")) return;
     }
-    if (event.key === "ArrowLeft") setEpoch(state.epoch - 1);
-    else if (event.key === "ArrowRight") setEpoch(state.epoch + 1);
+    if (event.key === "ArrowLeft") step(-1);
+    else if (event.key === "ArrowRight") step(1);
     else if (event.key === " " && !(event.target.closest && event.target.closest("button, summary, a"))) {
       window.dash_clientside.set_props("play", { children: toggle() });
     } else return;
@@ -124,6 +142,32 @@
     const text = value === null ? "" : String(value);
     return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
+
+  // The points of a figure: a row each, of a matrix one per cell.
+  function points(plot) {
+    const rows = [];
+    plot.data.forEach((trace) => {
+      if (trace.hoverinfo === "skip") return;
+      const axes = [trace.name || "", trace.xaxis || "x"];
+      if (trace.type === "heatmap") {
+        trace.z.forEach((line, i) => line.forEach((z, j) => rows.push([...axes, trace.x[j], trace.y[i], z])));
+      } else {
+        const base = trace.base || 0;
+        trace.x.forEach((x, i) => rows.push([...axes, x === null ? null : x + base, trace.y[i], null]));
+      }
+    });
+    return { columns: ["series", "panel", "x", "y", "value"], rows };
+  }
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest && event.target.closest("button[data-save]");
+    if (!button) return;
+    const name = button.dataset.graph, plot = document.querySelector(`#${name} .js-plotly-plot`);
+    if (!plot || !window.Plotly) return;
+    const { clientWidth: width, clientHeight: height } = plot;
+    if (button.dataset.save === "png") window.Plotly.downloadImage(plot, { format: "png", scale: 2, filename: name, width, height });
+    else save(name, points(plot));
+  });
 
   function save(name, table) {
     const lines = [table.columns, ...table.rows].map((row) => row.map(quoted).join(","));
@@ -151,11 +195,13 @@
     if (!table.rows.length) { element("p", "nothing recorded", place); return; }
     const order = orders[name] || (orders[name] = { column: null, down: false, page: 0 });
     const at = table.columns.indexOf(order.column);
-    const rows = at < 0 ? table.rows : [...table.rows].sort((a, b) => {
+    const numbered = table.rows.map((row, i) => [row, table.texts ? table.texts[i] : row.map(cell)]);
+    const lines = at < 0 ? numbered : numbered.sort(([a], [b]) => {
       // What is undefined stays at the end, whichever way the rest is sorted.
       const turned = order.down && a[at] !== null && b[at] !== null;
       return (turned ? -1 : 1) * compare(a[at], b[at]);
     });
+    const rows = lines.map(([row]) => row);
     const pages = Math.ceil(rows.length / PAGE);
     order.page = Math.min(order.page, pages - 1);
     const wide = element("div", null, place);
@@ -177,11 +223,12 @@
       };
     });
     const body = element("tbody", null, drawn);
-    rows.slice(order.page * PAGE, (order.page + 1) * PAGE).forEach((row) => {
+    lines.slice(order.page * PAGE, (order.page + 1) * PAGE).forEach(([row, texts]) => {
       const line = element("tr", null, body);
-      row.forEach((value) => {
-        const td = element("td", cell(value), line);
+      row.forEach((value, i) => {
+        const td = element("td", texts[i], line);
         if (typeof value === "number") td.className = "number";
+        else if (texts[i].length > 44) td.className = "long";
       });
     });
     const foot = element("div", null, place);
@@ -215,6 +262,10 @@
       link: function (run, other, probe, methods, scale, change, reference, average, epoch) {
         replaceQuery(Object.entries({ run, other, probe, epoch, scale, change, reference, average, method: methods }));
         return epoch;
+      },
+      cost_link: function (model, side, channels, classes, images, steps, samples) {
+        replaceQuery(Object.entries({ model, side, channels, classes, images, steps, samples }));
+        return steps;
       },
       model_link: function (run, weights, image, target, methods) {
         replaceQuery(Object.entries({ run, weights, image, target, method: methods }));

@@ -1,0 +1,91 @@
+"""The benchmark: ratios only for equal results, and every part's peers agree with ours."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from epochlens.commands import bench
+from epochlens.sweep.bench import training
+from epochlens.sweep.bench.timing import Comparison, largest_difference, measure, relative_norm
+
+
+def ticking(*seconds: float):
+    """A clock that advances by these seconds in turn, one for each piece of work."""
+    steps = itertools.chain.from_iterable((second, 0.0) for second in itertools.cycle(seconds))
+    return itertools.accumulate(steps, initial=0.0).__next__
+
+
+def compared(ours: float, theirs: float) -> Comparison:
+    return Comparison(
+        "p",
+        "task",
+        "peer",
+        lambda: np.array([1.0]),
+        lambda: np.array([theirs / ours]),
+        largest_difference,
+        2.0,
+        3.0,
+    )
+
+
+def test_a_ratio_is_that_of_medians_of_work_done_in_turn():
+    comparison = compared(1.0, 2.0)._replace(clock=ticking(1.0, 4.0))
+    found = measure(comparison, 5)
+    assert (found.ours, found.theirs, found.ratio) == (1.0, 4.0, 4.0)
+    assert found.ratio_low == found.ratio_high == 4.0
+    assert found.note == ""
+
+
+def test_results_that_differ_have_no_ratio():
+    found = measure(compared(1.0, 2.0)._replace(tolerance=0.1), 2)
+    assert math.isnan(found.ratio)
+    assert "results differ by 5.0e-01" in found.note
+
+
+def test_differences_see_shapes_and_values_that_are_not_numbers():
+    a = np.array([1.0, 2.0, np.nan])
+    assert largest_difference(a, a) == 0
+    assert largest_difference(a, np.array([1.0, np.nan, 2.0])) == math.inf
+    assert largest_difference(a[:2], a) == math.inf
+    assert relative_norm(a[:1], a[:2]) == math.inf
+    assert relative_norm(3 * a[:2], 2 * a[:2]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("part", ["attribution", "stability", "storage"])
+def test_peers_agree_with_ours(part):
+    found = list(importlib.import_module(f"epochlens.sweep.bench.{part}").comparisons(True))
+    comparisons = [c for c in found if isinstance(c, Comparison)]
+    assert comparisons
+    for c in comparisons:
+        assert c.difference(c.ours(), c.theirs()) <= c.tolerance, c.task
+
+
+def test_an_epoch_s_operations_are_those_that_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = training.Work("deep", "MNIST 3v8", "fp32")
+    shape, n_train, n_test = training.DATASETS[work.dataset]
+    model, images, _ = training.example("deep", shape)
+    plain = torch.nn.Sequential(*list(model.children())[:-3])
+    with FlopCounterMode(display=False) as forward:
+        plain(images)
+    with FlopCounterMode(display=False) as both:
+        plain(images).sum().backward()
+    counted = (both.get_total_flops() * n_train + forward.get_total_flops() * n_test) / len(images)
+    assert training.operations(work) == pytest.approx(counted)
+
+
+def test_the_command_writes_its_table_as_json(tmp_path, capsys):
+    assert bench(["stability", "--quick", "--json", str(tmp_path / "bench.json")]) in (0, 1)
+    document = json.loads((tmp_path / "bench.json").read_text())
+    rows = [row for row in document["results"] if row["part"] == "stability"]
+    assert rows
+    assert all(row["ratio"] > 0 and row["ours"] > 0 for row in rows)
+    assert rows[0]["task"] in capsys.readouterr().out
