@@ -10,6 +10,7 @@ import numpy as np
 
 from epochlens.lazy import LazyModule
 from epochlens.record import store
+from epochlens.sweep import nodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +37,10 @@ def draw_all(
     """Writes every figure as PNG and PDF, the sheets and the time lapse, and report.html into `plots`."""
     plots.mkdir(parents=True, exist_ok=True)
     shared: Any = ray.put(dict(tables))
-    figure = ray.remote(max_retries=3)(draw_figure)
-    sheet = ray.remote(max_retries=3)(draw_sheet)
-    lapse = ray.remote(max_retries=3)(draw_timelapse)
+    here: Any = nodes.on_this_node()
+    figure = ray.remote(max_retries=3, **here)(draw_figure)
+    sheet = ray.remote(max_retries=3, **here)(draw_sheet)
+    lapse = ray.remote(max_retries=3, **here)(draw_timelapse)
     drawn = {key: figure.remote(key, shared, str(plots), list(notices)) for key in figures.drawable(tables)}
     chosen = [run for run in examples(done, tables["runs"]) if has_pictures(run)]
     extras = {f"Maps of {run['dataset']}, {run['model']}": sheet.remote(run, str(plots)) for run in chosen}
