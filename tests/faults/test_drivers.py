@@ -46,7 +46,8 @@ def wait_for_growth(root: Path, process: subprocess.Popen, commits: int) -> None
     wait_for(root, lambda: process.poll() is not None or total_commits(root) >= goal)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=faults)])
+@faults
+@pytest.mark.parametrize("kills", [20])
 def test_a_driver_killed_at_random_times(tmp_path, recovers, kills):
     random = np.random.default_rng(kills)
     for kill in range(kills):
