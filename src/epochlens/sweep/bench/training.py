@@ -34,7 +34,12 @@ DATASETS = {"MNIST 3v8": ((1, 28, 28), 11982, 1984), "CIFAR cat/dog": ((3, 32, 3
 """sizes of the study's two datasets: shape, training and test images; the pixels are random"""
 LIMITS = {"fp32": (1e-3, 5e-3, 1e-2), "bf16": (3e-2, 5e-2, float("inf"))}
 """how far losses, accuracies and weights (relative) may be apart"""
-TARGETS = {("small", "fp32"): 6.0, ("deep", "fp32"): 1.6, ("deep", "bf16"): 4.0}
+TARGETS = {
+    ("small", "fp32"): 6.0,
+    ("deep", "fp32"): 1.6,
+    ("deep", "bf16"): 4.0,
+    ("gapnet", "fp32"): 1.0,  # a network without operations of our own, as a user's
+}
 GRID_TARGET = 4.0
 
 
@@ -55,7 +60,7 @@ class Epoch(NamedTuple):
 
 
 def comparisons(quick: bool) -> Iterator[Result | str]:
-    """An epoch of `small` and `deep`, then the study's grid extrapolated from such epochs."""
+    """An epoch of `small`, `deep` and `gapnet`, then the study's grid extrapolated from such epochs."""
     repeats = 3 if quick else 7
     peaks = {precision: peak_of(precision) for precision in LIMITS}
     for precision, peak in peaks.items():
@@ -69,7 +74,8 @@ def comparisons(quick: bool) -> Iterator[Result | str]:
         work = Work(model, "CIFAR cat/dog", "fp32")
         found[work] = compare(work, max(2, repeats // 2), 0.0, peaks["fp32"])
         yield found[work]
-    yield grid({work: result for work, result in found.items() if work.precision == "fp32"}, repeats)
+    studied = {work: result for work, result in found.items() if work.model in ("small", "deep")}
+    yield grid({work: result for work, result in studied.items() if work.precision == "fp32"}, repeats)
 
 
 def peak_of(precision: str) -> float:
@@ -152,15 +158,17 @@ def distances(pairs: list[list[Epoch]], weights: list[list[np.ndarray]]) -> tupl
 
 
 def operations(work: Work) -> float:
-    """Floating-point operations of an epoch's convolutions: forward, and backward to weights and inputs."""
+    """Floating-point operations of an epoch: forward, and backward to weights and all inputs but images."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     shape, n_train, n_test = DATASETS[work.dataset]
-    model = models.build(models.model_factory(work.model), shape, 2)
-    side, total = shape[1], 0.0
-    for n, conv in enumerate(m for m in model.modules() if isinstance(m, nn.Conv2d)):
-        side -= conv.kernel_size[0] - 1
-        forward = 2.0 * side**2 * conv.weight.numel()
-        total += forward * (n_train * (3 if n else 2) + n_test)  # images need no gradient
-    return total
+    model, images, _ = example(work.model, shape)
+    plain = plain_layers(model)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        plain(images)
+    with FlopCounterMode(display=False) as both:
+        plain(images).sum().backward()
+    return (both.get_total_flops() * n_train + forward.get_total_flops() * n_test) / len(images)
 
 
 def ask(link: Connection, word: str) -> Any:
