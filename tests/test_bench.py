@@ -59,11 +59,12 @@ def test_differences_see_shapes_and_values_that_are_not_numbers():
 
 @pytest.mark.parametrize("part", ["attribution", "stability", "storage"])
 def test_peers_agree_with_ours(part):
-    found = list(importlib.import_module(f"epochlens.sweep.bench.{part}").comparisons(True))
-    comparisons = [c for c in found if isinstance(c, Comparison)]
-    assert comparisons
-    for c in comparisons:
-        assert c.difference(c.ours(), c.theirs()) <= c.tolerance, c.task
+    compared = 0
+    for c in importlib.import_module(f"epochlens.sweep.bench.{part}").comparisons(True):
+        if isinstance(c, Comparison):
+            assert c.difference(c.ours(), c.theirs()) <= c.tolerance, c.task
+            compared += 1
+    assert compared
 
 
 def test_an_epoch_s_operations_are_those_of_its_convolutions_and_its_head():

@@ -32,14 +32,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def matmul_peak(seconds: float = 0.5) -> float:
-    """Measured floating-point operations per second of large float32 matrix products on one thread.
+def matmul_peak(seconds: float = 0.5, dtype: str = "float32") -> float:
+    """Measured floating-point operations per second of large matrix products in a dtype on one thread.
 
     The fastest of as many as fit in that time: a neighbour on the machine can only slow them.
     """
     draws = torch.Generator().manual_seed(0)
     with one_thread():
-        a = torch.rand(SIDE, SIDE, generator=draws)
+        a = torch.rand(SIDE, SIDE, generator=draws).to(getattr(torch, dtype))
         best, end = float("inf"), time.perf_counter() + seconds
         while best == float("inf") or time.perf_counter() < end:
             started = time.thread_time()

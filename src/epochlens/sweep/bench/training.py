@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from epochlens.attribute.machine import matmul_peak
 from epochlens.attribute.methods import attribute_all
 from epochlens.lazy import LazyModule
 from epochlens.learn import models, training
 from epochlens.sweep.bench.attribution import example, plain_layers, plain_saliency, stepwise
-from epochlens.sweep.bench.timing import Comparison, Result, matmul_peak, measure, relative_norm
+from epochlens.sweep.bench.timing import Comparison, Result, measure, relative_norm
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ def comparisons(quick: bool) -> Iterator[Result | str]:
 
 def peak_of(precision: str) -> float:
     """Measured operations per second of matrix products in a precision."""
-    return matmul_peak({"fp32": "float32", "bf16": "bfloat16"}[precision])
+    return matmul_peak(dtype={"fp32": "float32", "bf16": "bfloat16"}[precision])
 
 
 def grid(epochs: dict[Work, Result], repeats: int) -> Result:
