@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
+from epochlens.record.files import write_whole
 
 if TYPE_CHECKING:
     import ray
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 else:
     ray, exceptions = LazyModule("ray"), LazyModule("ray.exceptions")
 
+SIGN = ".session"
+"""file of the sweep's folder that names the driver's session; not in Tune's scratch, which may be deleted"""
 ANSWERED = 60.0
 """seconds in which a node must answer: it may have to start a process and import this package"""
 SEEN = 5.0
@@ -107,14 +110,18 @@ def answer_file(asked: Path, node: str) -> Path:
 
 
 def leave_sign(folder: Path, session: str) -> None:
-    """Writes what `check_sees` looks for, in Ray Tune's scratch folder."""
-    (folder / "tune").mkdir(parents=True, exist_ok=True)
-    (folder / "tune" / f".{session}").touch()
+    """Writes what `check_sees` looks for: the name of the driver's session, in the sweep's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / SIGN, session.encode())
 
 
 def check_sees(folder: Path, session: str) -> None:
     """Raises UsageError on a node that does not see what the driver of this session wrote in the folder."""
-    if not (folder / "tune" / f".{session}").exists():
+    try:
+        seen = (folder / SIGN).read_text() == session
+    except OSError:
+        seen = False
+    if not seen:
         node = ray.get_runtime_context().get_node_id()
         refuse(folder, f"node {node[:8]}", "what the driver writes there is not seen")
 
