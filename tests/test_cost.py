@@ -170,6 +170,13 @@ def test_totals_of_known_networks(name):
     assert found / 2e9 == pytest.approx(PUBLISHED[name], rel=0.02)
 
 
+def test_networks_of_torchvision_go_by_their_bare_names(tmp_path):
+    asked = cost_command.ask({"model": ["deep", "resnet18"], "output": str(tmp_path / "out")})
+    assert asked.models == ("deep", "torchvision:resnet18")
+    with pytest.raises(UsageError, match=r"resnet19.*did you mean 'resnet18'"):
+        cost_command.ask({"model": ["resnet19"]})
+
+
 def test_memory_of_a_forward_pass_by_hand():
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(5 * 36, 7))

@@ -15,6 +15,15 @@ else:
     torch = LazyModule("torch")
 
 
+KNOWN = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "efficientnet_b0")
+"""torchvision's networks that may be named without `torchvision:` where only costs are asked"""
+
+
+def full_name(name: str) -> str:
+    """A network's spelling as for a sweep."""
+    return f"torchvision:{name}" if name in KNOWN else name
+
+
 def build_meta(spec: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The model for images (C,H,W), in eval mode, with shapes for weights. Raises UsageError without one."""
     try:

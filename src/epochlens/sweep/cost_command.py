@@ -94,7 +94,10 @@ def cost_parser() -> argparse.ArgumentParser:
     )
     network = parser.add_argument_group("networks")
     network.add_argument(
-        "--model", nargs="*", metavar="M", help="models, spelled as for a sweep (small deep)"
+        "--model",
+        nargs="*",
+        metavar="M",
+        help=f"models, spelled as for a sweep, or {' '.join(meta.KNOWN)} (small deep)",
     )
     network.add_argument("--size", nargs="*", metavar="HxW", help="images' sizes in pixels (default: 32x32)")
     network.add_argument("--channels", metavar="C", help="channels of an image (default: 3)")
@@ -136,10 +139,10 @@ def ask(given: Mapping[str, Any]) -> Question:
     numbers = {name: whole_number(name, chosen[name]) for name in LEAST if name in chosen}
     methods = choose_methods(chosen["methods"], numbers)
     sizes = tuple(parse_size(word) for word in named("size", chosen["size"]))
-    specs = named("model", chosen["model"])
+    specs = named("model", [meta.full_name(word) for word in chosen["model"]])
     for spec in specs:
         if spec not in models.MODELS and ":" not in spec:
-            raise unknown("model", spec, models.MODELS, models.ALSO)
+            raise unknown("model", spec, [*models.MODELS, *meta.KNOWN], models.ALSO)
     output = Path(chosen["output"])
     config.check_writable("output", output)
     return Question(

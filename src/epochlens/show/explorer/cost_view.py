@@ -20,15 +20,13 @@ if TYPE_CHECKING:
 else:
     nn = LazyModule("torch.nn")
 
-KNOWN = ("resnet18", "resnet50", "vgg16", "mobilenet_v2")
-"""of torchvision's networks"""
 SECONDS = 0.3
 """for which the speed of this machine is measured"""
 
 
 def offered_models(recorded: Sequence[str]) -> list[str]:
     """The networks that can be asked about: those of the sweep, the built-in ones, some of torchvision's."""
-    more = [f"torchvision:{name}" for name in KNOWN] if importlib.util.find_spec("torchvision") else []
+    more = [meta.full_name(name) for name in meta.KNOWN] if importlib.util.find_spec("torchvision") else []
     return list(dict.fromkeys([*recorded, *models.MODELS, *more]))
 
 
