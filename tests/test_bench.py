@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from epochlens.commands import bench
-from epochlens.sweep.bench import training
+from epochlens.sweep.bench import command, training
 from epochlens.sweep.bench.timing import Comparison, largest_difference, measure, relative_norm
 
 
@@ -83,3 +83,9 @@ def test_the_command_writes_its_table_as_json(tmp_path, capsys):
     assert rows
     assert all(row["ratio"] > 0 and row["ours"] > 0 for row in rows)
     assert rows[0]["task"] in capsys.readouterr().out
+
+
+def test_a_part_whose_process_dies_is_told_and_fails(monkeypatch, capsys):
+    monkeypatch.setattr(command, "PARTS", ("timing", "stability"))  # a module without comparisons
+    assert bench(["timing", "--quick"]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == "timing: failed: its process ended with code 1"

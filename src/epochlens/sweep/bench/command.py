@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,10 @@ PLAIN_WIDTH = 220
 HEADER = ["part", "work", "peer", "ours", "peer's", "ratio", "spread", "at least", "of the limit"]
 
 
+class Died(RuntimeError):
+    """The process of a part ended before its last result."""
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Prints the table of the parts asked for; exit code 1 when results differ or a ratio is missed.
 
@@ -60,7 +67,7 @@ def bench(arguments: Sequence[str]) -> int:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     started = time.monotonic()
-    results, notes, skipped = [], [], []
+    results, notes, skipped, died = [], [], [], False
     for part in chosen:
         try:
             for item in run_part(part, given.quick):
@@ -70,9 +77,10 @@ def bench(arguments: Sequence[str]) -> int:
                 else:
                     results.append(item)
                     console.print(line(item))
-        except Unavailable as reason:
+        except (Unavailable, Died) as reason:
             skipped.append(f"{part}: {reason}")
             console.print(skipped[-1])
+            died |= isinstance(reason, Died)
     if results:
         console.print(grid_table([row(result) for result in results], HEADER))
     console.print(f"{machine()}; done in {duration(time.monotonic() - started)}")
@@ -83,17 +91,46 @@ def bench(arguments: Sequence[str]) -> int:
             "notes": notes + skipped,
         }
         Path(given.json).write_text(json.dumps(document, indent=2), encoding="utf-8")
-    if skipped and ALL not in given.parts:
+    if died or (skipped and ALL not in given.parts):
         return 1
     return 0 if all(result.ratio >= result.target for result in results) else 1
 
 
 def run_part(part: str, quick: bool) -> Iterator[Result | str]:
-    """The results of one part, and what it says of itself in words."""
+    """The results of one part as they come in, and what it says of itself in words.
+
+    It runs in a process of its own, for how fast memory comes depends on what a process did before. Raises
+    Unavailable as the part does, and Died when its process did not come to its end.
+    """
+    context = multiprocessing.get_context("spawn")
+    link, other = context.Pipe(duplex=False)
+    worker = context.Process(target=send_part, args=(other, part, quick))
+    worker.start()
+    other.close()
+    try:
+        while (item := link.recv()) is not None:
+            if isinstance(item, Unavailable):
+                raise item
+            yield item
+        worker.join()
+    except EOFError:
+        worker.join()
+        raise Died(f"failed: its process ended with code {worker.exitcode}") from None
+    finally:
+        worker.terminate()  # nothing, if it has ended
+
+
+def send_part(link: Connection, part: str, quick: bool) -> None:
+    """Sends what the part measures, then None; or why this machine cannot measure it."""
     one_thread()
     module: Any = importlib.import_module(f"epochlens.sweep.bench.{part}")
-    for item in module.comparisons(quick):
-        yield measure(item, 3 if quick else 9) if isinstance(item, Comparison) else item
+    with contextlib.suppress(KeyboardInterrupt):  # the command itself is interrupted too, and says so
+        try:
+            for item in module.comparisons(quick):
+                link.send(measure(item, 3 if quick else 9) if isinstance(item, Comparison) else item)
+            link.send(None)
+        except Unavailable as reason:
+            link.send(reason)
 
 
 def one_thread() -> None:
