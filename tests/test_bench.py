@@ -12,7 +12,9 @@ import pytest
 
 from epochlens.commands import bench
 from epochlens.sweep.bench import command, training
-from epochlens.sweep.bench.timing import Comparison, largest_difference, measure, relative_norm
+from epochlens.sweep.bench.timing import Comparison, Result, largest_difference, measure, relative_norm
+
+RESULT = Result("p", "task", "peer", 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, math.nan, 0.0)
 
 
 def ticking(*seconds: float):
@@ -89,3 +91,12 @@ def test_a_part_whose_process_dies_is_told_and_fails(monkeypatch, capsys):
     monkeypatch.setattr(command, "PARTS", ("timing", "stability"))  # a module without comparisons
     assert bench(["timing", "--quick"]) == 1
     assert capsys.readouterr().out.splitlines()[0] == "timing: failed: its process ended with code 1"
+
+
+def test_the_study_s_grid_counts_two_trainings_of_the_peer_and_maps_of_both():
+    epochs = [RESULT._replace(ours=2.0, theirs=4.0), RESULT._replace(ours=6.0, theirs=10.0)]
+    maps = [RESULT._replace(ours=1.0, theirs=8.0)]
+    found = training.grid("fp32", epochs, maps)
+    assert (found.ours, found.theirs, found.ratio) == (9.0, 36.0, 4.0)
+    missing = training.grid("fp32", [*epochs, RESULT._replace(ratio=math.nan)], maps)
+    assert math.isnan(missing.ratio)

@@ -89,6 +89,28 @@ def test_faithfulness_equals_a_loop_over_subsets(subset, size, monkeypatch):
         assert found[n].item() == pytest.approx(np.corrcoef(sums, losses)[0, 1], rel=1e-9)
 
 
+def test_blackened_images_that_are_kept_change_no_number(monkeypatch):
+    def judged(model, images):
+        generator = torch.Generator().manual_seed(8)
+        return evaluate(model, images, targets, maps, "faithfulness_correlation", generator=generator)
+
+    (images, targets), maps = batch(3), normal(3, 2, 7, 7)
+    writer = torch.nn.Sequential(torch.nn.ReLU(inplace=True), network())
+    for model in (network(), writer):
+        removal._kept.clear()
+        first = judged(model, images.clone())
+        again, other = judged(model, images.clone()), judged(model, images + 1)
+        assert torch.equal(first, again)
+        monkeypatch.setattr(removal, "KEPT_BYTES", 0)
+        removal._kept.clear()
+        assert torch.equal(first, judged(model, images))
+        assert torch.equal(other, judged(model, images + 1))
+        assert not removal._kept
+        writer.splits_batches = True  # larger batches
+        assert torch.equal(first, judged(model, images))
+        monkeypatch.undo()
+
+
 def test_random_subsets_are_uniform_and_depend_on_the_seed_alone():
     counts = torch.bincount(removal.random_subsets(3, 4000, 10, 4).flatten(), minlength=10)
     assert (counts - 1600).abs().max() < 5 * (4000 * 0.4 * 0.6) ** 0.5

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from epochlens.attribute.gradients import images_per_batch
 from epochlens.attribute.methods import is_stochastic
 from epochlens.attribute.removal import (
     Assessment,
     Subject,
-    batch_size,
     forward,
     pearson,
     wide,
@@ -56,7 +56,7 @@ def relative_input_stability(
     predicted = _classes(forward(subject.model, images))
     largest = {method: torch.full((count,), -torch.inf, dtype=torch.float64) for method in subject.maps}
     kept = torch.zeros(count, dtype=torch.float64)
-    group = max(1, batch_size(images) // count)
+    group = max(1, images_per_batch(images) // count)
     for first in range(0, samples, group):
         size = min(group, samples - first)
         draws = torch.stack([_uniform(images.shape, generator) for _ in range(size)])

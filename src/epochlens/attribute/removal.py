@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from epochlens.attribute.gradients import CPU_PIXELS, GPU_PIXELS
+from epochlens.attribute.gradients import images_per_batch
 from epochlens.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -47,6 +47,27 @@ class Assessment(NamedTuple):
     """of pixels removed or inserted at a curve's points, [steps+1]; empty without curves"""
 
 
+SPLIT_BY_ITSELF = 4
+"""times as many images for a network whose `splits_batches` says that it cuts a batch to fit the cache"""
+KEPT_BYTES = 2**26
+"""altered images that are kept for the next epoch"""
+
+
+class Kept(NamedTuple):
+    """Images, the subsets of features taken from them, and what is left, in batches."""
+
+    images: Tensor
+    chosen: Tensor
+    together: int
+    batches: list[Tensor]
+    writes: int
+    """how often anyone had written to the batches: a network may"""
+
+
+_kept: list[Kept] = []
+"""the last ones, or none"""
+
+
 def without_curves(values: dict[tuple[str, str], Tensor]) -> Assessment:
     """An assessment of values only."""
     return Assessment(values, {}, torch.empty(0, dtype=torch.float64))
@@ -66,19 +87,11 @@ def faithfulness_correlation(
     size = subset if features > 2 * subset else max(1, features // 4)
     seed = int(torch.randint(2**62, (1,), generator=generator))
     chosen = random_subsets(seed, count * runs, features, size).to(images.device)
-    flat = images.flatten(1)
-    darkest = flat.amin(1, keepdim=True).expand(-1, size)
-
-    def blackened() -> Iterator[Tensor]:
-        for rows in micro_batches(count * runs, images):
-            owners = rows // runs
-            drawn = flat.index_select(0, owners)  # twice as fast as flat[owners]
-            yield drawn.scatter_(1, chosen[rows], darkest[owners]).view(-1, *images.shape[1:])
-
     before = forward(subject.model, images).gather(1, targets[:, None])
-    after = logits(subject.model, blackened()).gather(1, targets.repeat_interleave(runs)[:, None])
-    lost = (before - after.view(count, runs)).cpu().double()
-    uniform = is_constant(flat).cpu()
+    after = logits(subject.model, blackened(images, chosen, batch_size(subject.model, images)))
+    after = after.gather(1, targets.repeat_interleave(runs)[:, None]).view(count, runs)
+    lost = (before - after).cpu().double()
+    uniform = is_constant(images.flatten(1)).cpu()
     values = {}
     for method, maps in subject.maps.items():
         sums = wide(maps).flatten(1).gather(1, chosen.view(count, -1)).view(count, runs, size).sum(2)
@@ -97,6 +110,40 @@ def random_subsets(seed: int, rows: int, features: int, size: int) -> Tensor:
     return torch.from_numpy(
         np.stack([draws.choice(features, size, replace=False, shuffle=False) for _ in range(rows)])
     )
+
+
+def blackened(images: Tensor, chosen: Tensor, together: int) -> Iterable[Tensor]:
+    """Batches of every image in turn without each of its subsets [N*R, size]: set to its darkest value.
+
+    The last ones are kept where they are few, as subsets are.
+    """
+    for kept in _kept:
+        untouched = _writes(kept.batches) == kept.writes
+        same = kept.chosen is chosen and kept.together == together and _same(kept.images, images)
+        if same and untouched:
+            return kept.batches
+    runs, flat = len(chosen) // len(images), images.flatten(1)
+    darkest = flat.amin(1, keepdim=True).expand(-1, chosen.shape[1])
+
+    def draw() -> Iterator[Tensor]:
+        for rows in torch.arange(len(chosen), device=images.device).split(together):
+            owners = rows // runs
+            drawn = flat.index_select(0, owners)  # twice as fast as flat[owners]
+            yield drawn.scatter_(1, chosen[rows], darkest[owners]).view(-1, *images.shape[1:])
+
+    if images.device.type != "cpu" or runs * images.nbytes > KEPT_BYTES:
+        return draw()
+    batches = list(draw())
+    _kept[:] = [Kept(images.clone(), chosen, together, batches, _writes(batches))]
+    return batches
+
+
+def _writes(batches: list[Tensor]) -> int:
+    return sum(batch._version for batch in batches)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def deletion(subject: Subject, generator: torch.Generator, *, steps: int = 20) -> Assessment:
@@ -129,7 +176,8 @@ def _removal(subject: Subject, kind: str, steps: int) -> Assessment:
     values, curves = {}, {}
     for method, maps in subject.maps.items():
         importance = wide(maps).flatten(2).sum(1) if maps.ndim > 2 else wide(maps)
-        batches = _masked(pixels, importance, moved[1:-1].to(images.device), kind)
+        together = batch_size(subject.model, images)
+        batches = _masked(pixels, importance, moved[1:-1].to(images.device), kind, together)
         outputs = logits(subject.model, (batch.view(-1, *images.shape[1:]) for batch in batches))
         ends = (whole, black) if kind == "deletion" else (black, whole)
         curve = torch.cat([ends[0], _probabilities(subject, outputs), ends[1]], 1)
@@ -139,12 +187,12 @@ def _removal(subject: Subject, kind: str, steps: int) -> Assessment:
     return Assessment(values, curves, fractions)
 
 
-def _masked(pixels: Tensor, importance: Tensor, moved: Tensor, kind: str) -> Iterator[Tensor]:
-    """Small batches of images [N,C,P] without, or with only, their first `moved` pixels, image by image."""
+def _masked(pixels: Tensor, importance: Tensor, moved: Tensor, kind: str, together: int) -> Iterator[Tensor]:
+    """Batches of images [N,C,P] without, or with only, their first `moved` pixels, image by image."""
     order = importance.sort(dim=1, descending=True, stable=True).indices
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     ranks = torch.empty_like(order).scatter_(1, order, places)
-    for rows in micro_batches(len(pixels) * len(moved), pixels):
+    for rows in torch.arange(len(pixels) * len(moved), device=pixels.device).split(together):
         owners = rows // len(moved)
         among = ranks[owners] < moved[rows % len(moved), None]
         yield pixels[owners] * (among if kind == "insertion" else ~among)[:, None]
@@ -160,7 +208,7 @@ def _probabilities(subject: Subject, outputs: Tensor) -> Tensor:
 
 def forward(model: nn.Module, images: Tensor) -> Tensor:
     """The network's outputs [N,K] for images [N,...]."""
-    return logits(model, (images[rows] for rows in micro_batches(len(images), images)))
+    return logits(model, images.split(batch_size(model, images)))
 
 
 def logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
@@ -169,15 +217,9 @@ def logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat([model(batch) for batch in batches])
 
 
-def micro_batches(count: int, images: Tensor) -> Iterator[Tensor]:
-    """The numbers below `count` in groups of `batch_size`."""
-    yield from torch.arange(count, device=images.device).split(batch_size(images))
-
-
-def batch_size(images: Tensor) -> int:
-    """As many images as stay in the cache of a core."""
-    budget = CPU_PIXELS if images.device.type == "cpu" else GPU_PIXELS
-    return max(8, budget // max(1, images[0].numel()))
+def batch_size(model: nn.Module, images: Tensor) -> int:
+    """How many images of that size and on that device go through this network at once, without gradients."""
+    return images_per_batch(images) * (SPLIT_BY_ITSELF if getattr(model, "splits_batches", False) else 1)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -54,6 +54,9 @@ class PooledNetwork(nn.Sequential):
     a tracer, another module in the place of one of these. Under autocast the convolutions run in its dtype.
     """
 
+    splits_batches = True
+    """goes through a batch in parts that stay in the cache: give it large ones"""
+
     def forward(self, input: Tensor) -> Tensor:
         """Logits [N,K] of images [N,C,H,W]."""
         layers = list(self.children())

@@ -145,7 +145,8 @@ def one_thread() -> None:
 
 def line(result: Result) -> str:
     """One result as it comes in."""
-    told = result.note or f"{result.ratio:.1f}x (at least {result.target:g}x)"
+    promise = f" (at least {result.target:g}x)" if result.target else ""
+    told = result.note or f"{result.ratio:.1f}x{promise}"
     return f"{result.part}: {result.task} against {result.peer}: {told}"
 
 

@@ -10,8 +10,8 @@ from unittest import mock
 import numpy as np
 
 from epochlens.attribute import removal
-from epochlens.attribute.methods import attribute
-from epochlens.attribute.quality import evaluate
+from epochlens.attribute.methods import attribute, attribute_all, named_generator
+from epochlens.attribute.quality import assess, evaluate
 from epochlens.lazy import LazyModule
 from epochlens.learn import models
 from epochlens.sweep.bench.attribution import plain_layers
@@ -43,6 +43,7 @@ def comparisons(quick: bool) -> Iterator[Comparison | str]:
         options = {"samples": SAMPLES, "low": LOW, "high": HIGH}
         yield compare(name, "relative_input_stability", subject, options, quantus_stability, stable)
         yield compare(name, "sparseness", subject, {}, quantus_sparseness, 1.0)
+        yield compare_together(name, model, images, targets)
 
 
 def compare(
@@ -66,6 +67,24 @@ def compare(
     )
 
 
+def compare_together(name: str, model: nn.Module, images: Tensor, targets: Tensor) -> Comparison:
+    """Faithfulness correlation as a sweep measures it: of every method's maps at once."""
+    maps = attribute_all(model, images, targets, ["saliency", "integrated_gradients"])
+    metric, plain = "faithfulness_correlation", plain_layers(model)
+
+    def ours() -> list[np.ndarray]:
+        found = assess(model, images, targets, maps, [metric], seed=0).values
+        return [found[method, metric].numpy() for method in maps]
+
+    def theirs() -> list[np.ndarray]:
+        draws = [named_generator(0, f"quality/{metric}") for _ in maps]
+        pairs = zip(maps.values(), draws, strict=True)
+        return [quantus_faithfulness(plain, images, targets, found, drawn) for found, drawn in pairs]
+
+    task = f"{metric} of {IMAGES} MNIST-sized images, `{name}`, maps of {len(maps)} methods"
+    return Comparison("quality", task, "Quantus", ours, theirs, largest_difference, 1e-3, 0.0)
+
+
 def example(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     """An untrained model in eval mode, random images as dark as digits, and targets."""
     torch.manual_seed(0)
@@ -74,9 +93,15 @@ def example(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.where(images > 0.6, images, 0.0), torch.randint(0, 10, (IMAGES,))
 
 
-def quantus_faithfulness(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> np.ndarray:
+def quantus_faithfulness(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    maps: Tensor,
+    generator: torch.Generator | None = None,
+) -> np.ndarray:
     """Quantus' faithfulness correlation on the subsets that ours draws."""
-    generator = torch.Generator().manual_seed(0)
+    generator = generator or torch.Generator().manual_seed(0)
     seed = int(torch.randint(2**62, (1,), generator=generator))
     drawn = removal.random_subsets(seed, IMAGES * RUNS, SIDE * SIDE, SUBSET).numpy()
     subsets = iter(drawn.reshape(IMAGES, RUNS, SUBSET).swapaxes(0, 1).reshape(-1, SUBSET))
