@@ -13,7 +13,7 @@ from test_sweep import SMALL, sweep
 
 from epochlens.measure import nulls
 from epochlens.measure.similarity import cosine, spearman_abs
-from epochlens.record import store
+from epochlens.record import retrieval, store
 from epochlens.record.tables import REDRAW
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -29,7 +29,7 @@ def analysed(tmp_path_factory, cluster):
     assert code == 0
     results = Path(document["results"])
     tables = {path.stem: pd.read_parquet(path) for path in (results / "tables").glob("*.parquet")}
-    maps = {s: store.load(next((results / "runs").glob(f"*seed{s}-*"))) for s in range(3)}
+    maps = {s: retrieval.load(next((results / "runs").glob(f"*seed{s}-*"))) for s in range(3)}
     return tables, maps, results
 
 
@@ -100,7 +100,7 @@ def test_nulls_are_the_maps_they_are_named_after(analysed):
         values(tables, reference="other_image", **chosen)[samples], expected, atol=1e-9
     )
     folder = next((results / "runs").glob("*seed1-*"))
-    again = store.load(folder, [SMOOTH + REDRAW]).attributions[:, 0].reshape(6, 12, -1)
+    again = retrieval.load(folder, [SMOOTH + REDRAW]).attributions[:, 0].reshape(6, 12, -1)
     found = values(tables, reference="redraw", metric="cosine", method=SMOOTH, seed=1)[samples]
     np.testing.assert_allclose(found, cosine(flat(maps[1], 1), again), atol=1e-9)
 
@@ -121,7 +121,7 @@ def test_calibrated_similarity_is_zero_at_another_image_and_one_at_identity(anal
 
 def test_drift_divides_by_the_recorded_changes(analysed):
     tables, maps, results = analysed
-    epochs = store.read_epochs(next((results / "runs").glob("*seed0-*"))).set_index("epoch")
+    epochs = retrieval.read_epochs(next((results / "runs").glob("*seed0-*"))).set_index("epoch")
     drift = tables["drift"]
     drift = drift.loc[(drift["seed"] == 0) & (drift["method"] == "saliency")].set_index("epoch")
     lost = 1 - cosine(flat(maps[0])[2:], flat(maps[0])[1:-1]).mean(axis=1)

@@ -24,7 +24,7 @@ from epochlens.attribute import superpixels
 from epochlens.attribute.methods import all_methods, attribute, named_generator
 from epochlens.errors import UsageError
 from epochlens.learn import data, models, training
-from epochlens.record import store
+from epochlens.record import files, retrieval
 from epochlens.show import explained
 from epochlens.sweep import explain_command, explanation, plan, trial
 from epochlens.sweep.explain_command import explain
@@ -325,7 +325,7 @@ def recorded(tmp_path_factory) -> tuple[Path, config.Run]:
 def test_a_finished_run_is_explained_by_its_own_network_and_recorded_maps(ask, recorded, tmp_path):
     results, run = recorded
     folder = results / "tiny" / "runs" / run.run_id
-    maps = store.load(folder)
+    maps = retrieval.load(folder)
     index = int(maps.samples[2])
     quick = ["--methods", *run.methods, "--quality", "sparseness", "--device", "cpu"]
     where = ["--run", run.run_id, "--results-dir", str(results)]
@@ -373,7 +373,7 @@ def test_runs_that_cannot_be_explained_say_why(recorded, tmp_path, damage, words
     for file in source.iterdir():
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
-    record = store.read_json(folder / "run.json")
+    record = files.read_json(folder / "run.json")
     assert record is not None
     if damage == "weights":
         del record["files"]["weights.pt"]
@@ -385,7 +385,7 @@ def test_runs_that_cannot_be_explained_say_why(recorded, tmp_path, damage, words
         del record["classes"]
     if damage == "damaged":
         (folder / "weights.pt").write_bytes(b"short")
-    store.write_json(folder / "run.json", record)
+    files.write_json(folder / "run.json", record)
     with pytest.raises(UsageError, match=r"^run: ") as caught:
         explain(["--run", run.run_id, "--results-dir", str(tmp_path / "r"), "--index", "0"])
     assert words in str(caught.value)
@@ -400,12 +400,12 @@ def test_several_sweeps_may_hold_a_run_and_one_with_weights_is_taken(recorded, t
         for file in source.iterdir():
             if file.is_file() and (name == "b" or file.name != "weights.pt"):
                 (folder / file.name).write_bytes(file.read_bytes())
-        record = store.read_json(folder / "run.json")
+        record = files.read_json(folder / "run.json")
         assert record is not None
         if name != "b":
             del record["files"]["weights.pt"]
-        store.write_json(folder / "run.json", record)
-        assert store.run_status(folder)[0] == "done"
+        files.write_json(folder / "run.json", record)
+        assert retrieval.run_status(folder)[0] == "done"
     assert explain_command.find_run(run.run_id, tmp_path) == tmp_path / "b" / "runs" / run.run_id
 
 

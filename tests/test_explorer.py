@@ -26,7 +26,7 @@ from plotly.graph_objects import Figure
 
 from epochlens.errors import UsageError
 from epochlens.measure.ranking import summarise_quality
-from epochlens.record import store
+from epochlens.record import files, retrieval, store
 from epochlens.record.tables import Maps
 from epochlens.show.explorer import (
     answer,
@@ -89,7 +89,7 @@ def sweep(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "mine"
     (folder / "runs").mkdir(parents=True)
     records = [record_of(*condition) for condition in GRID]
-    store.write_json(folder / "sweep.json", {"settings": {"datasets": ["digits"]}, "runs": records})
+    files.write_json(folder / "sweep.json", {"settings": {"datasets": ["digits"]}, "runs": records})
     for i, record in enumerate(records):
         write_run(folder / "runs" / record["run_id"], record, seed=i)
     return folder
@@ -118,7 +118,9 @@ def test_cosines_are_those_of_the_recorded_maps_at_their_epochs(sweep):
     source = source_of(sweep)
     run = first(source)
     found = data.cosines_of(source, run, "saliency")
-    maps = store.load(run.folder, ["saliency"]).attributions[:, 0].reshape(EPOCHS, IMAGES, -1).astype(float)
+    maps = (
+        retrieval.load(run.folder, ["saliency"]).attributions[:, 0].reshape(EPOCHS, IMAGES, -1).astype(float)
+    )
     unit = maps / np.linalg.norm(maps, axis=2, keepdims=True)
     np.testing.assert_allclose(found["final"], (unit * unit[-1]).sum(2), atol=1e-6)
     np.testing.assert_allclose(found["previous"][2:], (unit[2:] * unit[1:-1]).sum(2), atol=1e-6)
@@ -338,11 +340,11 @@ def test_a_drawing_shows_each_chosen_method_at_the_chosen_epoch(sweep):
     row, column = divmod(3, columns)
     height, width = pictures.shown_size(*SHAPE[1:])
     assert maps[0].style["backgroundPosition"] == f"{-column * width}px {-row * height}px"
-    flat = store.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1)
+    flat = retrieval.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1)
     assert maps[0].style["backgroundImage"] == f"url({pictures.sprite(flat).uri})"
     assert figure["layout"]["shapes"][0]["x0"] == 3
     only = maps_drawing.draw(source, *shown(run.name, methods=["integrated_gradients"]), "r", 3, None)[0]
-    flat = store.load(run.folder, ["integrated_gradients"]).attributions[:, 0, 1].sum(1)
+    flat = retrieval.load(run.folder, ["integrated_gradients"]).attributions[:, 0, 1].sum(1)
     limits = [part.children for part in walk(only) if getattr(part, "className", "") == "limit"]
     assert limits == [panels.limit_words(pictures.sprite(flat).limits[3])]
 
@@ -350,7 +352,7 @@ def test_a_drawing_shows_each_chosen_method_at_the_chosen_epoch(sweep):
 def test_sentences_tell_the_recorded_prediction_in_the_datasets_own_classes(sweep):
     source = source_of(sweep)
     run = first(source)
-    maps = store.load(run.folder)
+    maps = retrieval.load(run.folder)
     for t, said in enumerate(panels.sentences(source, run, 2, "saliency")):
         predicted = int(maps.predictions[t, 2])
         assert f"predicts {predicted + 10} {'✓' if predicted == 2 else '✗'}" in said
@@ -390,7 +392,7 @@ def test_a_running_sweep_is_followed_as_it_grows(tmp_path):
     record = {**record_of("digits", "small", 0.1, 0), "run_id": "r"}
     revision, appeared, *_ = app.refresh(source, 0, None, False, False, False)
     folder.parent.mkdir(parents=True)
-    store.write_json(source.folder / "sweep.json", {"runs": [record, {**record, "run_id": "later"}]})
+    files.write_json(source.folder / "sweep.json", {"runs": [record, {**record, "run_id": "later"}]})
     assert data.find_runs(source.folder)["r"].status == "waiting"
     waiting = maps_drawing.draw(source, *shown("r"), "x", 0, None)
     assert "has no recorded epoch yet" in str(waiting[5])
@@ -420,7 +422,7 @@ def test_the_pair_of_a_clicked_cell_is_on_one_scale(sweep):
     found, hidden = maps_drawing.draw_pair(source, {"points": [{"x": 4, "y": 1}]}, None, *shown(run.name))
     assert not hidden and found[0].children == "Epochs 1 and 4"
     limits = [part.children for part in walk(found) if getattr(part, "className", "") == "limit"]
-    flat = store.load(run.folder, METHODS).attributions[[1, 4], :, 1].sum(2)
+    flat = retrieval.load(run.folder, METHODS).attributions[[1, 4], :, 1].sum(2)
     wanted = [panels.limit_words(pictures.reaches(flat[:, m]).max()) for m in range(2)]
     assert limits[:4] == wanted * 2
     assert maps_drawing.draw_pair(source, None, None, *shown(run.name)) == ([], True)
@@ -430,7 +432,7 @@ def test_exports_hold_what_is_shown(sweep):
     source = source_of(sweep)
     run, chosen = first(source), maps_drawing.as_view(shown(first(source).name, change="final"))
     table = pd.read_csv(io.StringIO(exports.export_maps(source, run, 1, chosen, 2)))
-    maps = store.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1, dtype=float)
+    maps = retrieval.load(run.folder, ["saliency"]).attributions[:, 0, 1].sum(1, dtype=float)
     values = table[table["method"] == "saliency"].pivot(index="row", columns="column", values="value")
     np.testing.assert_allclose(values.to_numpy(), maps[2] - maps[-1], rtol=1e-6, atol=1e-6)
     assert set(table["epoch"]) == {2} and set(table["test_image"]) == {31}
@@ -685,7 +687,7 @@ def test_probabilities_are_the_networks_own_at_each_epoch_kept(trained, tmp_path
     folder = tmp_path / "kept"
     shutil.copytree(trained[0], folder)
     source, network = source_of(folder), trained[1]
-    record = {**(store.read_json(folder / "run" / "run.json") or {})}
+    record = {**(files.read_json(folder / "run" / "run.json") or {})}
     images = np.random.default_rng(5).random((IMAGES, 1, 8, 8)).astype(np.float32)
     shutil.rmtree(folder / "run")
     write_run(folder / "run", {**record_of("digits", "small", 0.1, 0, classes=list(range(10)))})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_sweep import bits
 
-from epochlens.record import store
+from epochlens.record import ledger, retrieval
 
 pytestmark = pytest.mark.ray
 GRID = ["--models", "small", "deep", "--lrs", "0.01", "--seeds", "0", "--probe-samples", "6", "--name", "s"]
@@ -40,7 +40,7 @@ def start(root: Path) -> subprocess.Popen:
 def ledgers(root: Path) -> dict[str, int]:
     """Committed epochs of each unfinished run."""
     runs = (root / "results" / "s" / "runs").glob("*")
-    return {run.name: len(store.committed(run)) for run in runs if store.read_ledger(run)}
+    return {run.name: len(retrieval.committed(run)) for run in runs if ledger.read_ledger(run)}
 
 
 def wait_for_epochs(root: Path, process: subprocess.Popen, count: int) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from epochlens import commands, config
 from epochlens.errors import UsageError
 from epochlens.learn import models
-from epochlens.record import store
+from epochlens.record import ledger, retrieval
 from epochlens.sweep import cluster, plan, trial, watchdog
 from epochlens.sweep.progress import Progress
 
@@ -169,7 +169,7 @@ def test_packed_runs_are_those_alone_when_some_fail_and_their_process_is_killed(
 
     def kill() -> dict[str, int]:
         deadline = time.monotonic() + 100
-        while sum(store.count_commits(folder) >= 5 for folder in runs.glob("*")) < 2:
+        while sum(ledger.count_commits(folder) >= 5 for folder in runs.glob("*")) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         found = owners()
@@ -209,7 +209,7 @@ def test_a_run_that_is_done_is_left_alone_in_a_pack(alone):
     before = {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
     first, *_, last = plan.expand(settings, config.check(settings))
     for run in (first, last):
-        assert store.run_status(plan.run_folder(alone, run.run_id))[0] == "done"
+        assert retrieval.run_status(plan.run_folder(alone, run.run_id))[0] == "done"
         assert list(trial.attempt(run, shared, lambda: pytest.fail("loads data"))) == []
     assert {path: path.stat().st_mtime_ns for path in alone.rglob("*")} == before
 

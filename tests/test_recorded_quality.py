@@ -15,7 +15,7 @@ from epochlens import config
 from epochlens.attribute.methods import all_methods, attribute
 from epochlens.attribute.quality import assess, evaluate
 from epochlens.errors import UsageError
-from epochlens.record import store
+from epochlens.record import retrieval
 from epochlens.record.tracker import Tracker
 from epochlens.sweep.measurement import quality_frames
 
@@ -56,11 +56,11 @@ def shift(model: nn.Module, epoch: int) -> None:
 
 def test_recorded_values_are_those_of_evaluate(tmp_path):
     model = record(tmp_path / "run", range(3), finish=True)
-    rows: Any = store.read_quality(tmp_path / "run")
+    rows: Any = retrieval.read_quality(tmp_path / "run")
     assert rows.columns.tolist() == ["epoch", "method", "sample", "metric", "fraction", "value"]
     assert set(rows["epoch"]) == {0, 1, 2} and set(rows["method"]) == set(METHODS)
     x, y = images()
-    maps = torch.tensor(store.load(tmp_path / "run").attributions[2, 0])
+    maps = torch.tensor(retrieval.load(tmp_path / "run").attributions[2, 0])
     for metric in ("sparseness", "deletion:steps=4"):
         name = metric.partition(":")[0]
         mine = rows[(rows["epoch"] == 2) & (rows["method"] == "saliency") & (rows["metric"] == name)]
@@ -100,7 +100,7 @@ def test_the_network_is_assessed_with_the_draws_of_its_own_maps(tmp_path):
 )
 def test_quality_is_measured_every_kth_epoch_and_at_the_last(tmp_path, every, epochs, expected):
     record(tmp_path / "run", range(6), quality_every=every, epochs=epochs)
-    rows: Any = store.read_quality(tmp_path / "run")
+    rows: Any = retrieval.read_quality(tmp_path / "run")
     assert sorted(set(rows["epoch"])) == expected
 
 
@@ -108,22 +108,22 @@ def test_an_epoch_with_damaged_quality_is_done_anew_and_the_rest_kept(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     record(whole, range(4), finish=True)
     record(broken, range(3))
-    store.epoch_file(broken, 1, "quality").write_bytes(b"")
-    assert list(store.committed(broken)) == [0, 2]
+    retrieval.epoch_file(broken, 1, "quality").write_bytes(b"")
+    assert list(retrieval.committed(broken)) == [0, 2]
     record(broken, range(4), finish=True)
-    pd.testing.assert_frame_equal(store.read_quality(broken), store.read_quality(whole))  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(retrieval.read_quality(broken), retrieval.read_quality(whole))  # type: ignore[arg-type]
     assert (broken / "quality.parquet").read_bytes() == (whole / "quality.parquet").read_bytes()
-    assert store.run_status(broken)[0] == "done" and not (broken / "quality").exists()
+    assert retrieval.run_status(broken)[0] == "done" and not (broken / "quality").exists()
     (broken / "quality.parquet").write_bytes(b"")
-    assert store.run_status(broken)[0] == "corrupt"
+    assert retrieval.run_status(broken)[0] == "corrupt"
 
 
 def test_averages_leave_out_what_is_undefined_and_count_it(tmp_path):
     record(tmp_path / "run", range(2), finish=True)
-    rows: Any = store.read_quality(tmp_path / "run")
+    rows: Any = retrieval.read_quality(tmp_path / "run")
     rows.loc[(rows["metric"] == "sparseness") & (rows["sample"] == 3), "value"] = np.nan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "read_quality", lambda folder: rows)
+        patch.setattr(retrieval, "read_quality", lambda folder: rows)
         frames = quality_frames(tmp_path, {"seed": 7})
     found = frames["quality"].query("metric == 'sparseness' and method == 'saliency' and epoch == 1").iloc[0]
     chosen = rows[(rows["metric"] == "sparseness") & (rows["method"] == "saliency") & (rows["epoch"] == 1)]
@@ -136,9 +136,9 @@ def test_nothing_is_recorded_when_no_quality_is_asked_for(tmp_path):
     tracker = Tracker(network(), *images(), ["saliency"], tmp_path / "run")
     tracker.record(0)
     tracker.finish()
-    assert store.read_quality(tmp_path / "run") is None
+    assert retrieval.read_quality(tmp_path / "run") is None
     assert quality_frames(tmp_path / "run", {}) == {}
-    assert "seconds_quality" not in store.read_epochs(tmp_path / "run")
+    assert "seconds_quality" not in retrieval.read_epochs(tmp_path / "run")
 
 
 def test_all_means_every_method_that_the_model_can_have():
@@ -175,4 +175,4 @@ def test_maps_that_were_recorded_are_those_of_attribute(tmp_path):
     model = record(tmp_path / "run", range(2), finish=True)
     x, y = images()
     expected = attribute(model.eval(), x, y, "saliency")
-    np.testing.assert_allclose(store.load(tmp_path / "run").attributions[1, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(retrieval.load(tmp_path / "run").attributions[1, 0], expected, rtol=1e-6)

@@ -19,7 +19,7 @@ from test_store import assert_same, make_maps, record_run
 from epochlens import config
 from epochlens.commands import analyze, grid
 from epochlens.errors import UsageError
-from epochlens.record import objects, remote, store
+from epochlens.record import files, ledger, objects, remote, retrieval, store
 from epochlens.record.objects import Place, RemoteError
 from epochlens.sweep import trial
 
@@ -112,8 +112,8 @@ def test_a_run_is_read_back_exactly_on_another_computer(tmp_path, finish):
     assert remote.push(at)
     there = pulled(tmp_path, "other")
     assert contents(there.folder) == contents(at.folder)
-    assert_same(store.load(there.folder), 4)
-    assert store.run_status(there.folder) == store.run_status(at.folder)
+    assert_same(retrieval.load(there.folder), 4)
+    assert retrieval.run_status(there.folder) == retrieval.run_status(at.folder)
 
 
 def test_an_epoch_uploads_what_it_changed_and_nothing_else(tmp_path):
@@ -281,13 +281,13 @@ def test_the_copy_that_holds_more_stays(tmp_path):
     store.finish_run(at.folder, ABOUT)
     remote.push(at)
     remote.pull(behind)
-    assert store.run_status(behind.folder)[0] == "done"
+    assert retrieval.run_status(behind.folder)[0] == "done"
     assert not (behind.folder / "ledger.jsonl").exists()
 
 
 def test_a_lost_attempt_on_another_node_marks_nothing_and_stops(tmp_path):
     lost = begin(tmp_path, 3)
-    token = store.read_json(lost.folder / "attempt.json")
+    token = files.read_json(lost.folder / "attempt.json")
     assert token and remote.push(lost)
     later = pulled(tmp_path, "later")
     store.claim(later.folder, {"pid": 2})
@@ -327,13 +327,13 @@ def test_two_attempts_in_any_order_leave_a_whole_run(tmp_path_factory, seed):
             epochs[n] += 1
         remote.push(both[n])
         found = pulled(root, "reader").folder
-        assert list(store.committed(found)) == list(range(len(store.read_ledger(found))))
+        assert list(retrieval.committed(found)) == list(range(len(ledger.read_ledger(found))))
     for at in both:
         store.finish_run(at.folder, ABOUT)
         remote.push(at)
     there = pulled(root, "last").folder
-    assert store.run_status(there)[0] == "done"
-    assert_same(store.load(there), 4)
+    assert retrieval.run_status(there)[0] == "done"
+    assert_same(retrieval.load(there), 4)
 
 
 def test_an_attempt_of_another_kind_keeps_what_was_there_aside(tmp_path):
@@ -403,7 +403,7 @@ def test_a_trial_whose_results_cannot_be_uploaded_says_so_and_keeps_them(tmp_pat
     break_calls(tmp_path, lambda name, target: OSError("down") if name == "open_output_stream" else None)
     with pytest.raises(RemoteError, match="down"):
         list(trial.mirrored(reports(), shared, run))
-    assert list(store.committed(tmp_path / "runs" / "run")) == [0]
+    assert list(retrieval.committed(tmp_path / "runs" / "run")) == [0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epochlens.record import export, store, tables
+from epochlens.record import export, files, ledger, retrieval, store, tables
 
 METHODS = ["saliency", "smoothgrad:base=integrated_gradients"]
 
@@ -47,11 +47,11 @@ def assert_same(found: tables.Maps, epochs: int) -> None:
 @pytest.mark.parametrize("finish", [True, False])
 def test_maps_come_back_exactly(tmp_path, finish):
     folder = record_run(tmp_path / "run", finish=finish)
-    assert_same(store.load(folder), 4)
-    one = store.load(folder, METHODS[1:])
-    assert np.array_equal(one.attributions[:, 0], store.load(folder).attributions[:, 1])
-    assert store.read_epochs(folder)["accuracy"].tolist() == [0.0, 0.1, 0.2, 0.3]
-    assert store.run_status(folder)[0] == ("done" if finish else "partial")
+    assert_same(retrieval.load(folder), 4)
+    one = retrieval.load(folder, METHODS[1:])
+    assert np.array_equal(one.attributions[:, 0], retrieval.load(folder).attributions[:, 1])
+    assert retrieval.read_epochs(folder)["accuracy"].tolist() == [0.0, 0.1, 0.2, 0.3]
+    assert retrieval.run_status(folder)[0] == ("done" if finish else "partial")
 
 
 def test_finished_file_has_the_documented_schema(tmp_path):
@@ -83,7 +83,7 @@ def test_the_same_epochs_give_the_same_bytes(tmp_path):
 def test_a_damaged_finished_run_is_not_believed(tmp_path, damage, name):
     folder = record_run(tmp_path / "run")
     hurt(folder / name, damage)
-    assert store.run_status(folder)[0] == "corrupt"
+    assert retrieval.run_status(folder)[0] == "corrupt"
 
 
 def hurt(path, damage: str) -> None:
@@ -99,24 +99,24 @@ def hurt(path, damage: str) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_epoch_is_not_committed(tmp_path, damage):
     folder = record_run(tmp_path / "run", finish=False)
-    hurt(store.epoch_file(folder, 2), damage)
-    entries = store.committed(folder)
+    hurt(retrieval.epoch_file(folder, 2), damage)
+    entries = retrieval.committed(folder)
     assert list(entries) == [0, 1, 3]
-    assert store.latest_state(folder, entries) is None  # epoch 3's checkpoint would skip epoch 2
-    with pytest.raises(store.StoreError):
+    assert retrieval.latest_state(folder, entries) is None  # epoch 3's checkpoint would skip epoch 2
+    with pytest.raises(retrieval.StoreError):
         store.finish_run(folder, {})
     store.commit_epoch(folder, 2, make_maps(2), {"accuracy": 0.2}, None)
-    assert_same(store.load(folder), 4)
+    assert_same(retrieval.load(folder), 4)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
     folder = record_run(tmp_path / "run", finish=False)
-    assert store.latest_state(folder, store.committed(folder)) == b"state after 3"
+    assert retrieval.latest_state(folder, retrieval.committed(folder)) == b"state after 3"
     hurt(folder / "state.pt", damage)
-    assert store.latest_state(folder, store.committed(folder)) == b"state after 2"
+    assert retrieval.latest_state(folder, retrieval.committed(folder)) == b"state after 2"
     hurt(folder / "state-previous.pt", damage)
-    assert store.latest_state(folder, store.committed(folder)) is None
+    assert retrieval.latest_state(folder, retrieval.committed(folder)) is None
 
 
 @pytest.mark.parametrize("step", ["maps", "ledger", "state"])
@@ -131,41 +131,41 @@ def test_a_crash_at_any_step_of_a_commit_loses_that_epoch_at_most(tmp_path, monk
         patch.setattr(store, target, crash)
         with pytest.raises(SystemExit):
             store.commit_epoch(folder, 3, make_maps(3), {"accuracy": 0.3}, b"state after 3")
-    entries = store.committed(folder)
+    entries = retrieval.committed(folder)
     assert list(entries)[:3] == [0, 1, 2]
-    assert store.latest_state(folder, entries) == b"state after 2"
+    assert retrieval.latest_state(folder, entries) == b"state after 2"
     store.commit_epoch(folder, 3, make_maps(3), {"accuracy": 0.3}, b"state after 3")
-    assert_same(store.load(folder), 4)
-    assert store.latest_state(folder, store.committed(folder)) == b"state after 3"
+    assert_same(retrieval.load(folder), 4)
+    assert retrieval.latest_state(folder, retrieval.committed(folder)) == b"state after 3"
 
 
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 10_000), junk=st.binary(max_size=40))
 def test_a_torn_ledger_never_yields_a_wrong_entry(tmp_path_factory, cut, junk):
     folder = tmp_path_factory.mktemp("ledger")
-    entries = [store.Entry(e, 3, f"{e:064x}", "", {"accuracy": e / 7}) for e in range(4)]
+    entries = [ledger.Entry(e, 3, f"{e:064x}", "", {"accuracy": e / 7}) for e in range(4)]
     for entry in entries:
-        store.append_entry(folder, entry)
+        ledger.append_entry(folder, entry)
     path = folder / "ledger.jsonl"
     content = path.read_bytes()
     path.write_bytes(content[: cut % (len(content) + 1)] + junk)
-    found = store.read_ledger(folder)
+    found = ledger.read_ledger(folder)
     assert all(found[e] == entries[e] for e in found)
-    again = store.Entry(9, 3, "f" * 64, "", {})
-    store.append_entry(folder, again)
-    assert store.read_ledger(folder) == {**found, 9: again}
+    again = ledger.Entry(9, 3, "f" * 64, "", {})
+    ledger.append_entry(folder, again)
+    assert ledger.read_ledger(folder) == {**found, 9: again}
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    store.write_whole(path, b"old")
+    files.write_whole(path, b"old")
 
     def fail(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(store.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        store.write_whole(path, b"new")
+        files.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -176,24 +176,24 @@ def test_failed_runs_keep_their_epochs_and_their_log(tmp_path):
     assert log.read_text() == "Traceback ..."
     record = json.loads((folder / "run.json").read_text())
     assert (record["status"], record["error"]) == ("failed", "ValueError: planted")
-    assert store.run_status(folder) == ("failed", 4)
-    assert list(store.committed(folder)) == [0, 1, 2, 3]
+    assert retrieval.run_status(folder) == ("failed", 4)
+    assert list(retrieval.committed(folder)) == [0, 1, 2, 3]
 
 
 def test_setting_aside_never_overwrites(tmp_path):
     for content in ("one", "two"):
         (tmp_path / "sweep").mkdir()
         (tmp_path / "sweep" / "file").write_text(content)
-        store.set_aside(tmp_path / "sweep")
+        files.set_aside(tmp_path / "sweep")
     kept = sorted(p.read_text() for p in tmp_path.glob("*/file"))
     assert kept == ["one", "two"]
 
 
 def test_load_says_when_there_is_nothing(tmp_path):
-    with pytest.raises(store.StoreError, match="no recorded maps"):
-        store.load(tmp_path)
+    with pytest.raises(retrieval.StoreError, match="no recorded maps"):
+        retrieval.load(tmp_path)
     with pytest.raises(KeyError):
-        store.load(record_run(tmp_path / "run"), ["lime"])
+        retrieval.load(record_run(tmp_path / "run"), ["lime"])
 
 
 def test_export_to_torch_and_numpy(tmp_path):
@@ -207,7 +207,7 @@ def test_export_to_torch_and_numpy(tmp_path):
         "seed": 0,
         "folder": str(folder),
     }
-    maps = store.load(folder)
+    maps = retrieval.load(folder)
     paths = export.export([run], tmp_path / "out", "pt")
     assert [p.name for p in paths] == [
         "d_m_lr0.1_seed0_vanilla.pt",

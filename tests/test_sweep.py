@@ -21,7 +21,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from epochlens.attribute.methods import attribute
 from epochlens.commands import analyze, export, grid
 from epochlens.learn import data, models, streams, training
-from epochlens.record import store
+from epochlens.record import files, retrieval
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 SMALL = ["--lrs", "0.01", "--epochs", "3", "--probe-samples", "6"]
@@ -101,7 +101,7 @@ def test_a_sweep_leaves_store_tables_figures_and_report(finished):
 def test_the_store_holds_what_a_loop_without_ray_computes(finished, name):
     root, _ = finished
     [folder] = (root / "results" / "s" / "runs").glob(f"digits-{name}-*seed1*")
-    maps, epochs = store.load(folder), store.read_epochs(folder).to_dict("list")
+    maps, epochs = retrieval.load(folder), retrieval.read_epochs(folder).to_dict("list")
     torch.set_num_threads(1)
     splits = training.as_tensors(data.load("digits", range(10), "unused"))
     probe = streams.probe_indices(len(splits.x_test), 6, 0)
@@ -120,7 +120,7 @@ def test_tables_agree_with_scipy_and_scikit_learn(finished):
     results = root / "results" / "s"
     rows = pd.read_parquet(results / "tables" / "stability.parquet")
     run_id = document["runs"][0]["run_id"]
-    maps = store.load(results / "runs" / run_id)
+    maps = retrieval.load(results / "runs" / run_id)
     flat = maps.attributions.reshape(4, 2, 6, -1).astype(np.float64)
     rows = rows[(rows["run_id"] == run_id) & (rows["method"] == "integrated_gradients")]
     values = rows.set_index(["reference", "metric", "epoch", "sample"])["value"].to_dict()
@@ -246,7 +246,7 @@ def test_a_run_whose_process_dies_is_named_and_the_others_finish(tmp_path, capsy
 
 
 def test_a_second_process_on_the_same_sweep_is_refused(copy, capsys):
-    with store.only_process(copy / "results" / "s"):
+    with files.only_process(copy / "results" / "s"):
         places = ["--results-dir", str(copy / "results"), "--plots-dir", str(copy / "plots")]
         holder = subprocess.run(
             [sys.executable, "-m", "sweeps.grid", "--seeds", "0", "1", "--name", "s", *SMALL, *places],

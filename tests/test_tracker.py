@@ -16,7 +16,7 @@ import epochlens
 from epochlens.attribute.methods import attribute, named_generator
 from epochlens.learn import data
 from epochlens.measure.similarity import cosine
-from epochlens.record import store
+from epochlens.record import retrieval
 from epochlens.record.callbacks import StabilityStopper, lightning_callback, trainer_callback
 from epochlens.record.tables import REDRAW
 
@@ -74,11 +74,11 @@ def test_what_is_recorded_is_what_attribute_gives(features, tmp_path):
             generator = named_generator(5, f"attribution/{label}", epoch)
             maps.append(attribute(model, x[:6], y[:6], label, generator=generator).numpy())
             train_epoch(model, optimizer, x, y)
-    recorded = store.load(tmp_path / "run")
+    recorded = retrieval.load(tmp_path / "run")
     assert recorded.methods.tolist() == methods
     assert recorded.attributions.shape == (3, 2, 6, 64)
     assert np.array_equal(recorded.attributions[:, 1], np.stack(maps))
-    redraw = store.load(tmp_path / "run", [methods[1] + REDRAW]).attributions[:, 0]
+    redraw = retrieval.load(tmp_path / "run", [methods[1] + REDRAW]).attributions[:, 0]
     assert not np.allclose(redraw, recorded.attributions[:, 1])
     assert np.isnan(results[0]["weight_change"])
     assert np.isnan(results[0][f"cosine_to_previous/{methods[1]}"])
@@ -88,7 +88,7 @@ def test_what_is_recorded_is_what_attribute_gives(features, tmp_path):
         drift = cosine(maps[t], maps[t - 1]).mean()
         assert results[t][f"cosine_to_previous/{methods[1]}"] == pytest.approx(drift, abs=1e-6)
         assert 0 < results[t]["output_change"] <= 1
-    assert store.read_epochs(tmp_path / "run")["accuracy"].tolist() == [0.0, 0.1, 0.2]
+    assert retrieval.read_epochs(tmp_path / "run")["accuracy"].tolist() == [0.0, 0.1, 0.2]
 
 
 def test_an_exception_in_the_loop_keeps_what_was_recorded_and_a_new_tracker_goes_on(features, tmp_path):
@@ -98,14 +98,14 @@ def test_an_exception_in_the_loop_keeps_what_was_recorded_and_a_new_tracker_goes
         tracker.record(0)
         tracker.record(1)
         raise KeyboardInterrupt
-    assert store.run_status(tmp_path)[0] == "partial"
+    assert retrieval.run_status(tmp_path)[0] == "partial"
     again = epochlens.Tracker(model, x[:4], y[:4], store=tmp_path)
-    before = store.committed(tmp_path)
+    before = retrieval.committed(tmp_path)
     assert again.record(1) == before[1].metrics  # not explained again
     assert again.record(2)["weight_change"] == 0.0
     again.finish()
-    assert store.run_status(tmp_path)[0] == "done"
-    assert store.load(tmp_path).epochs.tolist() == [0, 1, 2]
+    assert retrieval.run_status(tmp_path)[0] == "done"
+    assert retrieval.load(tmp_path).epochs.tolist() == [0, 1, 2]
 
 
 def test_an_exception_in_the_model_leaves_it_as_it_was(features, tmp_path):
@@ -117,7 +117,7 @@ def test_an_exception_in_the_model_leaves_it_as_it_was(features, tmp_path):
         tracker.record(0)
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
-    assert store.committed(tmp_path) == {}
+    assert retrieval.committed(tmp_path) == {}
 
 
 def test_a_finished_store_and_one_of_other_methods_are_kept_aside(features, tmp_path):
@@ -127,7 +127,7 @@ def test_a_finished_store_and_one_of_other_methods_are_kept_aside(features, tmp_
             tracker.record(0)
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["run", "run.old-1", "run.old-2"]
-    assert all(store.run_status(tmp_path / name)[0] == "done" for name in kept)
+    assert all(retrieval.run_status(tmp_path / name)[0] == "done" for name in kept)
 
 
 def test_epochs_of_another_training_are_not_mixed_in(features, tmp_path):
@@ -135,7 +135,7 @@ def test_epochs_of_another_training_are_not_mixed_in(features, tmp_path):
     first = epochlens.Tracker(network(0), x[:40], y[:40], ["saliency"], tmp_path)
     first.record(0)
     second = epochlens.Tracker(network(1), x[:40], y[:40], ["saliency"], tmp_path)
-    with pytest.raises(store.StoreError, match="another training"):
+    with pytest.raises(retrieval.StoreError, match="another training"):
         second.record(0)
 
 
@@ -205,8 +205,8 @@ def test_lightning_callback_records_every_epoch(features, tmp_path, monkeypatch)
     for trainer.current_epoch in range(2):
         callback.on_train_epoch_end(trainer, module)
     callback.on_train_end(trainer, module)
-    assert store.load(tmp_path / "run").epochs.tolist() == [0, 1, 2]
-    assert store.read_epochs(tmp_path / "run")["accuracy"].tolist()[1:] == [0.25, 0.25]
+    assert retrieval.load(tmp_path / "run").epochs.tolist() == [0, 1, 2]
+    assert retrieval.read_epochs(tmp_path / "run")["accuracy"].tolist()[1:] == [0.25, 0.25]
     assert logged[-1]["cosine_to_previous/saliency"] == pytest.approx(1.0)
 
 
@@ -226,8 +226,8 @@ def test_trainer_callback_records_every_epoch(features, tmp_path, monkeypatch):
         state.log_history += [{"loss": loss, "epoch": epoch}, {"eval_loss": 2 * loss, "epoch": epoch}]
     state.log_history.append({"train_loss": 9.0, "epoch": 2.0})
     callback.on_train_end(None, state, None)
-    assert store.load(tmp_path / "run").epochs.tolist() == [0, 1, 2]
-    recorded = store.read_epochs(tmp_path / "run")
+    assert retrieval.load(tmp_path / "run").epochs.tolist() == [0, 1, 2]
+    recorded = retrieval.read_epochs(tmp_path / "run")
     assert recorded["loss"].tolist()[1:] == [0.5, 0.25]
     assert recorded["eval_loss"].tolist()[1:] == [1.0, 0.5]
 

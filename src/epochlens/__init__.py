@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from epochlens.attribute.quality import evaluate
     from epochlens.commands import analyze_path as analyze
     from epochlens.measure import similarity
-    from epochlens.record.store import load
+    from epochlens.record.retrieval import load
     from epochlens.record.tracker import Tracker
 
 HOMES = {
@@ -31,7 +31,7 @@ HOMES = {
     "analyze": ("epochlens.commands", "analyze_path"),
     "attribute": ("epochlens.attribute.methods", "attribute"),
     "evaluate": ("epochlens.attribute.quality", "evaluate"),
-    "load": ("epochlens.record.store", "load"),
+    "load": ("epochlens.record.retrieval", "load"),
     "similarity": ("epochlens.measure.similarity", ""),
 }
 

@@ -22,7 +22,7 @@ import pytest
 from epochlens import commands, config
 from epochlens.config import Run
 from epochlens.learn import data
-from epochlens.record import store
+from epochlens.record import files, ledger, retrieval
 from epochlens.sweep import plan, trial
 
 EPOCHS = 40
@@ -149,7 +149,7 @@ def wait_for_commits(root: Path, count: int, process: subprocess.Popen | None = 
     """Waits until some run has so many commits, and returns its folder."""
 
     def found() -> Path | None:
-        return next((folder for folder in folders(root) if store.count_commits(folder) >= count), None)
+        return next((folder for folder in folders(root) if ledger.count_commits(folder) >= count), None)
 
     return wait_for(root, found, process)
 
@@ -172,7 +172,7 @@ def contents(root: Path) -> dict[str, Any]:
         timeless = epochs[[name for name in epochs if not str(name).startswith("seconds_")]]
         found[f"{folder.name}/epochs"] = timeless.to_csv(index=False, float_format="%.17g")
         assert epochs["epoch"].tolist() == list(range(EPOCHS + 1))
-        assert store.run_status(folder)[0] == "done"
+        assert retrieval.run_status(folder)[0] == "done"
         left = {path.name for path in folder.iterdir()} - {*RUN_FILES, "epochs.parquet", "run.json"}
         assert not left, f"left over in {folder}: {left}"
     tables = (results / "tables").glob("*.parquet")
@@ -189,8 +189,8 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 def repeated(root: Path) -> int:
     """Committed epochs that had to be computed again: second commits, and all of runs set aside."""
     runs = root / "results" / NAME / "runs"
-    documents = [store.read_json(folder / "run.json") or {} for folder in folders(root)]
-    aside = [len(store.read_ledger(folder)) or EPOCHS + 1 for folder in runs.glob("*.old-*")]
+    documents = [files.read_json(folder / "run.json") or {} for folder in folders(root)]
+    aside = [len(ledger.read_ledger(folder)) or EPOCHS + 1 for folder in runs.glob("*.old-*")]
     return sum(int(document.get("epochs_repeated", 0)) for document in documents) + sum(aside)
 
 

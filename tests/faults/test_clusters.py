@@ -19,7 +19,7 @@ import pytest
 from disturbance import NAME, ONLY_TRAIN, finish, folders, processes, start, wait_for
 
 from epochlens.commands import grid
-from epochlens.record import store
+from epochlens.record import files
 
 pytestmark = [pytest.mark.ray]
 faults = pytest.mark.faults
@@ -45,7 +45,7 @@ def nodes() -> Iterator:
 def test_three_nodes_leave_the_bits_of_one(nodes, tmp_path, recovered):
     outcome = finish(tmp_path, start(tmp_path, "--address", nodes.address))
     assert outcome.code == 0, outcome.said
-    used = {(store.read_json(folder / "run.json") or {})["node"] for folder in folders(tmp_path)}
+    used = {(files.read_json(folder / "run.json") or {})["node"] for folder in folders(tmp_path)}
     assert len(used) == 2
     recovered(tmp_path, "none", "3 nodes instead of 1", 0)
     assert list((tmp_path / "plots" / NAME).glob("*.pdf"))

@@ -28,7 +28,7 @@ from disturbance import (
 )
 
 from epochlens.errors import UsageError
-from epochlens.record import store
+from epochlens.record import files, ledger
 from epochlens.sweep import plan
 
 pytestmark = pytest.mark.ray
@@ -37,7 +37,7 @@ faults = pytest.mark.faults
 
 def total_commits(root: Path) -> int:
     """Commits so far of all runs, finished ones left out."""
-    return sum(store.count_commits(folder) for folder in folders(root))
+    return sum(ledger.count_commits(folder) for folder in folders(root))
 
 
 def wait_for_growth(root: Path, process: subprocess.Popen, commits: int) -> None:
@@ -127,17 +127,17 @@ def test_two_drivers_on_one_sweep(tmp_path, recovered):
 
 def test_the_lock_of_a_dead_driver_is_taken_over(tmp_path):
     code = (
-        "import sys, time, pathlib\nfrom epochlens.record import store\n"
-        "with store.only_process(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time, pathlib\nfrom epochlens.record import files\n"
+        "with files.only_process(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(UsageError, match=f"process {holder.pid} on"), store.only_process(tmp_path):
+        with pytest.raises(UsageError, match=f"process {holder.pid} on"), files.only_process(tmp_path):
             pass
         holder.kill()
-    with store.only_process(tmp_path):
+    with files.only_process(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on")
 
 

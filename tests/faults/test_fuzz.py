@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from epochlens import config
 from epochlens.commands import analyze, export, grid
 from epochlens.errors import UsageError
-from epochlens.record import store, tables
+from epochlens.record import ledger, retrieval, store, tables
 from epochlens.sweep import analysis, estimate
 
 pytestmark = pytest.mark.faults
@@ -96,18 +96,18 @@ def is_true(found: tables.Maps) -> bool:
     )
 
 
-def believe_or_refuse(folder: Path, wrong: tuple[type[Exception], ...] = (store.StoreError,)) -> None:
+def believe_or_refuse(folder: Path, wrong: tuple[type[Exception], ...] = (retrieval.StoreError,)) -> None:
     """Everything that reads a run tells the truth or raises a StoreError."""
-    status, count = store.run_status(folder)
+    status, count = retrieval.run_status(folder)
     assert status in ("missing", "partial", "failed", "done", "corrupt") and count >= 0
     with contextlib.suppress(*wrong):
-        found = store.load(folder)
+        found = retrieval.load(folder)
         assert is_true(found)
         assert len(found.epochs) == EPOCHS or status != "done"
     with contextlib.suppress(*wrong):
-        epochs = store.read_epochs(folder)
+        epochs = retrieval.read_epochs(folder)
         assert np.array_equal(epochs["accuracy"], epochs["epoch"] / 4)
-    state = store.latest_state(folder, store.committed(folder))
+    state = retrieval.latest_state(folder, retrieval.committed(folder))
     assert state in (None, *(f"state {epoch}".encode() for epoch in range(EPOCHS)))
     with contextlib.suppress(UsageError):
         runs = analysis.find_grid(folder.parent)
@@ -133,7 +133,7 @@ def test_a_spoilt_file_of_a_finished_run(recorded, name, data):
     with spoilt(recorded[True], name, content) as folder:
         believe_or_refuse(folder)
         if name != "run.json" and content != before:
-            assert store.run_status(folder)[0] == "corrupt"
+            assert retrieval.run_status(folder)[0] == "corrupt"
 
 
 @fuzz
@@ -153,7 +153,7 @@ def test_any_json_object_as_a_line_of_the_ledger(recorded, document, nested):
     for text in (json.dumps(document).encode(), b"[" * nested):
         line = f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
         with spoilt(recorded[False], "ledger.jsonl", before + line) as folder:
-            assert len(store.read_ledger(folder)) == EPOCHS
+            assert len(ledger.read_ledger(folder)) == EPOCHS
             believe_or_refuse(folder)
 
 

@@ -43,7 +43,7 @@ from disturbance import (
 from test_clusters import blind_node
 
 from epochlens.commands import export
-from epochlens.record import objects, remote, store
+from epochlens.record import files, objects, remote
 from epochlens.record.objects import Place
 from epochlens.sweep import trial
 
@@ -216,7 +216,7 @@ def test_runs_go_on_from_the_bucket_with_nothing_on_disk(server, path, tmp_path,
     train(tmp_path / "one", uri, 7)
     shutil.rmtree(tmp_path / "one")
     train(tmp_path / "two", uri)
-    resumed = [store.read_json(folder / "run.json") or {} for folder in folders(tmp_path / "two")]
+    resumed = [files.read_json(folder / "run.json") or {} for folder in folders(tmp_path / "two")]
     assert [record["resumed_from_epoch"] for record in resumed] == [6, 6]
     remote.pull_runs(Place(uri, NAME, tmp_path / "three" / "results" / NAME))
     recovered(tmp_path / "three", "node lost", "runs in a bucket, local copy gone after 7 epochs", 0)

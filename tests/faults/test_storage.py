@@ -22,7 +22,7 @@ from disturbance import (
     without_ray,
 )
 
-from epochlens.record import store
+from epochlens.record import retrieval
 from epochlens.record.tracker import Tracker
 from epochlens.sweep import trial
 
@@ -148,7 +148,7 @@ def test_a_lost_attempt_that_wakes_after_the_run_was_finished_changes_nothing(tm
                 next(old)
             list(trial.train_run(*later))
             assert list(old) == []
-            assert store.run_status(lost[1])[0] == "done"
+            assert retrieval.run_status(lost[1])[0] == "done"
     recovered(tmp_path, "lost worker goes on", "woken after the run was finished", 0)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epochlens.lazy import LazyModule
-from epochlens.record import store, tables
+from epochlens.record import files, retrieval, tables
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def export(grid: Sequence[Mapping[str, Any]], target: Path, form: str) -> list[P
     lists over them: accuracy, and explanations of shape [N,C,H,W].
     """
     target.mkdir(parents=True, exist_ok=True)
-    done = [run for run in grid if store.run_status(Path(run["folder"]))[0] == "done"]
+    done = [run for run in grid if retrieval.run_status(Path(run["folder"]))[0] == "done"]
     write = write_pt if form == "pt" else write_npz
     paths: list[Path] = []
     for run in done:
@@ -39,7 +39,7 @@ def export(grid: Sequence[Mapping[str, Any]], target: Path, form: str) -> list[P
 def write_npz(run: Mapping[str, Any], target: Path, taken: Collection[Path]) -> list[Path]:
     """All maps of a run in one npz, under the field names of Maps."""
     path = target / f"{run['run_id']}.npz"
-    store.write_whole(path, tables.npz_bytes(**store.load(run["folder"])._asdict()))
+    files.write_whole(path, tables.npz_bytes(**retrieval.load(run["folder"])._asdict()))
     return [path]
 
 
@@ -48,8 +48,8 @@ def write_pt(run: Mapping[str, Any], target: Path, taken: Collection[Path]) -> l
 
     Where that name is `taken`, the run_id is added.
     """
-    maps = store.load(run["folder"])
-    metrics = store.read_epochs(Path(run["folder"])).to_dict("list")
+    maps = retrieval.load(run["folder"])
+    metrics = retrieval.read_epochs(Path(run["folder"])).to_dict("list")
     accuracy = dict(zip(metrics["epoch"], metrics["accuracy"], strict=True))
     trained = np.flatnonzero(maps.epochs >= 1)
     paths = []
@@ -72,5 +72,5 @@ def write_pt(run: Mapping[str, Any], target: Path, taken: Collection[Path]) -> l
         stem = f"{run['dataset']}_{model}_lr{run['learning_rate']:g}_seed{run['seed']}_{short}"
         path = target / f"{stem}.pt"
         paths.append(target / f"{stem}_{run['run_id']}.pt" if path in taken else path)
-        store.write_whole(paths[-1], buffer.getvalue())
+        files.write_whole(paths[-1], buffer.getvalue())
     return paths

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from epochlens.errors import UsageError, unknown
-from epochlens.record import objects, store
+from epochlens.record import ledger, objects, retrieval
 from epochlens.record.files import (
     checksum,
     file_checksum,
@@ -133,9 +133,9 @@ def local_files(folder: Path) -> list[str]:
 
 def progress(folder: Path, verify: bool) -> int:
     """Committed epochs of a run, the whole ones if verified; FINISHED for a finished run, 0 for no run."""
-    if store.is_done(folder):
-        return FINISHED if not verify or store.run_status(folder)[0] == "done" else -1
-    return len(store.committed(folder) if verify else store.read_ledger(folder))
+    if retrieval.is_done(folder):
+        return FINISHED if not verify or retrieval.run_status(folder)[0] == "done" else -1
+    return len(retrieval.committed(folder) if verify else ledger.read_ledger(folder))
 
 
 def push(place: Place) -> bool:

@@ -14,25 +14,20 @@ A worker that its driver has lost may go on writing while another one does the r
 bytes for an epoch, so it does not matter whose line comes last; and the attempt that claimed the run last
 (`attempt.json`) is the only one that goes on: the other stops before its next epoch.
 
-Between these steps lie the named points `files.STEPS`, at which tests end the process.
+Between these steps lie the named points `files.STEPS`, at which tests end the process. How a file appears
+whole is in `files`, the ledger's lines in `ledger`, reading what is committed in `retrieval`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import shutil
 import uuid
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from epochlens.lazy import LazyModule
 from epochlens.record import tables
 from epochlens.record.files import (
     checksum,
@@ -43,38 +38,17 @@ from epochlens.record.files import (
     set_aside,
     step,
     sync_folder,
-    unchanged_checksum,
     write_json,
     write_whole,
     written_beside,
 )
-from epochlens.record.files import (
-    only_process as only_process,
-)
+from epochlens.record.ledger import Entry, append_entry, count_commits, metrics_frame
+from epochlens.record.retrieval import StoreError, committed, count_rows, epoch_file, is_done, join_frames
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow.parquet as pq
-else:
-    pd, pq = LazyModule("pandas"), LazyModule("pyarrow.parquet")
 
-METRICS = ("train_loss", "test_loss", "accuracy", "seconds_train", "seconds_eval", "seconds_attribute")
 WORKING = ("ledger.jsonl", "state.pt", "state-previous.pt", "attempt.json")
-Found = TypeVar("Found")
-
-
-class Entry(NamedTuple):
-    """A committed epoch of an unfinished run."""
-
-    epoch: int
-    rows: int
-    maps: str
-    """SHA-256 of the epoch's Parquet file"""
-    state: str
-    """SHA-256 of the checkpoint written after it, or "" """
-    metrics: dict[str, float]
-    quality: str = ""
-    """SHA-256 of the epoch's quality file, or "" when quality was not measured"""
 
 
 def keep_other_run(folder: Path, identity: Mapping[str, Any], images, labels, indices) -> None:
@@ -112,11 +86,6 @@ def is_claimed(folder: Path, token: str) -> bool:
     path = folder / "attempt.json"
     attempt = read_json(path)
     return path.exists() if attempt is None else attempt.get("token") == token
-
-
-def epoch_file(folder: Path, epoch: int, kind: str = "attributions") -> Path:
-    """Where an epoch's `attributions` or `quality` lie while the run is unfinished."""
-    return folder / kind / f"epoch-{epoch:04d}.parquet"
 
 
 def commit_epoch(
@@ -161,78 +130,6 @@ def write_state(folder: Path, state: bytes) -> None:
     sync_folder(folder)
 
 
-def append_entry(folder: Path, entry: Entry) -> None:
-    """Adds the entry to the ledger as a line that carries its own checksum."""
-    text = json.dumps(entry._asdict(), sort_keys=True)
-    line = f"{zlib.crc32(text.encode()):08x} {text}\n"
-    path = folder / "ledger.jsonl"
-    torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with path.open("ab") as file:
-        file.write(("\n" if torn else "").encode() + line.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def read_ledger(folder: Path) -> dict[int, Entry]:
-    """The ledger's believable entries by epoch, of several lines for an epoch the last."""
-    try:
-        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
-    except OSError:
-        return {}
-    entries = {entry.epoch: entry for line in lines if (entry := parse_entry(line)) is not None}
-    return dict(sorted(entries.items()))
-
-
-def parse_entry(line: bytes) -> Entry | None:
-    """The entry on a line of a ledger, or None when the line is not whole, or not of this program."""
-    check, _, text = line.partition(b" ")
-    if check != f"{zlib.crc32(text):08x}".encode():
-        return None
-    try:
-        entry = Entry(**json.loads(text))
-    except (TypeError, ValueError, RecursionError):
-        return None
-    texts = entry.maps, entry.state, entry.quality
-    known = isinstance(entry.epoch, int) and isinstance(entry.metrics, dict)
-    return entry if known and entry.epoch >= 0 and all(isinstance(text, str) for text in texts) else None
-
-
-def committed(folder: Path) -> dict[int, Entry]:
-    """The committed epochs of an unfinished run whose files are whole on disk, by epoch."""
-
-    def is_whole(entry: Entry) -> bool:
-        files = {"attributions": entry.maps} | ({"quality": entry.quality} if entry.quality else {})
-        return all(
-            expected and file_checksum(epoch_file(folder, entry.epoch, kind)) == expected
-            for kind, expected in files.items()
-        ) and entry.rows == count_rows(epoch_file(folder, entry.epoch))
-
-    return {epoch: entry for epoch, entry in read_ledger(folder).items() if is_whole(entry)}
-
-
-def count_rows(path: Path) -> int:
-    """The number of rows in a Parquet file, from its footer; -1 when it is gone or is none."""
-    try:
-        return pq.read_metadata(path).num_rows
-    except (OSError, ValueError):
-        return -1
-
-
-def latest_state(folder: Path, entries: Mapping[int, Entry]) -> bytes | None:
-    """The newest checkpoint that the ledger vouches for and that has every epoch up to it committed."""
-    whole = 0
-    while whole in entries:
-        whole += 1
-    vouched = {entry.state for epoch, entry in entries.items() if epoch < whole and entry.state}
-    for name in ("state.pt", "state-previous.pt"):
-        with contextlib.suppress(OSError):
-            content = (folder / name).read_bytes()
-            if checksum(content) in vouched:
-                return content
-    return None
-
-
 def finish_run(
     folder: Path, record: Mapping[str, Any], others: Sequence[str] = (), npz: bool = False
 ) -> None:
@@ -265,10 +162,6 @@ def finish_run(
     remove_working_files(folder)
 
 
-class StoreError(RuntimeError):
-    """The files of a run are not what they should be."""
-
-
 def gather_maps(folder: Path, entries: Mapping[int, Entry]) -> None:
     """Joins the epochs' maps into attributions.parquet. Raises StoreError when rows are lacking."""
     path = folder / "attributions.parquet"
@@ -281,22 +174,6 @@ def gather_maps(folder: Path, entries: Mapping[int, Entry]) -> None:
         publish(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def count_commits(folder: Path) -> int:
-    """Commits of epochs to the unfinished run so far, each repetition counted."""
-    try:
-        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
-    except OSError:
-        return 0
-    return sum(parse_entry(line) is not None for line in lines)
-
-
-def metrics_frame(entries: Mapping[int, Entry]) -> pd.DataFrame:
-    """The epochs' metrics as a DataFrame: epoch, the standard ones (NaN where not recorded), then others."""
-    names = [*METRICS, *sorted({name for e in entries.values() for name in e.metrics} - set(METRICS))]
-    rows = {name: [e.metrics.get(name, math.nan) for e in entries.values()] for name in names}
-    return pd.DataFrame({"epoch": np.array(list(entries), np.int32), **rows})
 
 
 def remove_working_files(folder: Path) -> None:
@@ -316,122 +193,3 @@ def fail_run(folder: Path, record: Mapping[str, Any], error: str, log: str) -> P
     write_whole(path, log.encode())
     write_json(folder / "run.json", {**record, "status": "failed", "error": error, "log": str(path)})
     return path
-
-
-def run_status(folder: Path) -> tuple[str, int]:
-    """What the store holds of a run, and the number of epochs in its ledger (0 once gathered).
-
-    "missing" (nothing), "partial" (goes on from the last committed epoch), "failed", "done" (every file is
-    as its checksum says), or "corrupt" (says done, and is not).
-    """
-    record = read_json(folder / "run.json")
-    if record is None:
-        return ("partial" if read_ledger(folder) else "missing"), len(read_ledger(folder))
-    if record.get("status") != "done":
-        return ("failed" if record.get("status") == "failed" else "partial"), len(read_ledger(folder))
-    files = finished_files(record)
-    whole = files and all(c and file_checksum(folder / Path(name).name) == c for name, c in files.items())
-    return ("done" if whole else "corrupt"), 0
-
-
-def finished_files(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The files that a run.json names, with their checksums; empty when it names none."""
-    files = record.get("files")
-    return files if isinstance(files, dict) else {}
-
-
-def verified(folder: Path, name: str) -> Path:
-    """The path of a finished run's file. Raises StoreError when it is not what run.json says."""
-    path = folder / name
-    expected = finished_files(read_json(folder / "run.json") or {}).get(name)
-    with contextlib.suppress(OSError):
-        stamp = path.stat()
-        if expected and unchanged_checksum(path, stamp.st_ino, stamp.st_size, stamp.st_mtime_ns) == expected:
-            return path
-    raise StoreError(f"{path} is not the file that run.json describes: it is damaged, or missing")
-
-
-def read_steadily(folder: Path, read: Callable[[bool], Found]) -> Found:
-    """What `read` finds of a run, told whether it is finished; again when that changed: files have gone."""
-    while True:
-        done = is_done(folder)
-        try:
-            found = read(done)
-        except (FileNotFoundError, StoreError):
-            if done == is_done(folder):
-                raise
-            continue
-        if done == is_done(folder):
-            return found
-
-
-def read_epochs(folder: Path) -> pd.DataFrame:
-    """The epochs' metrics of a run, finished or not, as a DataFrame. Raises StoreError for a damaged file."""
-
-    def read(done: bool) -> pd.DataFrame:
-        if done:
-            return pd.read_parquet(verified(folder, "epochs.parquet"))
-        return metrics_frame(committed(folder))
-
-    return read_steadily(folder, read)
-
-
-def read_quality(folder: Path) -> pd.DataFrame | None:
-    """The quality of a run's maps, finished or not, as `tables.quality_frame` has it; None without any.
-
-    Raises StoreError for a damaged file.
-    """
-
-    def read(done: bool) -> pd.DataFrame | None:
-        if done:
-            named = "quality.parquet" in finished_files(read_json(folder / "run.json") or {})
-            files = [verified(folder, "quality.parquet")] if named else []
-        else:
-            entries = committed(folder).values()
-            files = [epoch_file(folder, e.epoch, "quality") for e in entries if e.quality]
-        return join_frames(files) if files else None
-
-    return read_steadily(folder, read)
-
-
-def join_frames(files: Sequence[Path]) -> pd.DataFrame:
-    """The rows of Parquet files of the same columns, one file after another."""
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-
-
-def is_done(folder: Path) -> bool:
-    """Whether run.json says that the run is finished, so that its gathered files are the ones to read."""
-    return (read_json(folder / "run.json") or {}).get("status") == "done"
-
-
-def recorded_methods(path: str | Path) -> list[str]:
-    """The labels of what a run's maps hold, second draws among them. Raises StoreError when it holds none."""
-    folder = Path(path)
-    if is_done(folder):
-        return tables.read_methods(verified(folder, "attributions.parquet"))
-    epochs = committed(folder)
-    if not epochs:
-        raise StoreError(f"{folder} holds no recorded maps")
-    return tables.read_methods(epoch_file(folder, next(iter(epochs))))
-
-
-def load(
-    path: str | Path, methods: Sequence[str] | None = None, epochs: Collection[int] | None = None
-) -> tables.Maps:
-    """The maps of a run, finished or not, from its folder: an array with its methods, epochs and samples.
-
-    All methods and epochs, or those named. Raises StoreError when the folder holds no committed map or a
-    damaged file, KeyError for a method not there.
-    """
-    folder = Path(path)
-
-    def read(done: bool) -> tables.Maps:
-        if done:
-            return tables.read_maps(verified(folder, "attributions.parquet"), methods, epochs)
-        wanted = [epoch for epoch in committed(folder) if epochs is None or epoch in epochs]
-        if not wanted:
-            raise StoreError(f"{folder} holds no recorded maps")
-        parts = [tables.read_maps(epoch_file(folder, epoch), methods, epochs) for epoch in wanted]
-        return parts[0] if len(parts) == 1 else tables.join_epochs(parts)
-
-    return read_steadily(folder, read)

@@ -20,7 +20,7 @@ from epochlens.attribute.methods import (
 )
 from epochlens.attribute.quality import assess, metric_label
 from epochlens.lazy import LazyModule
-from epochlens.record import store
+from epochlens.record import ledger, retrieval, store
 from epochlens.record.tables import REDRAW, Maps, quality_frame
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ class Tracker:
         self.about |= identity
         store.keep_other_run(self.folder, identity, *arrays, self.samples)
         store.begin_run(self.folder, self.about, *arrays, self.samples)
-        self.entries = store.committed(self.folder)
+        self.entries = retrieval.committed(self.folder)
         self.weights = flat_weights(self.model) if self.entries else None
         self.outputs = self._probabilities() if self.entries else None
-        self.maps = store.load(self.folder, epochs=[max(self.entries)]) if self.entries else None
+        self.maps = retrieval.load(self.folder, epochs=[max(self.entries)]) if self.entries else None
 
     def __enter__(self) -> Tracker:
         return self
@@ -118,9 +118,9 @@ class Tracker:
 
     def _check_same_network(self, epoch: int) -> None:
         """Raises StoreError if the epoch was recorded of a network that predicts otherwise."""
-        held = store.load(self.folder, epochs=[epoch])
+        held = retrieval.load(self.folder, epochs=[epoch])
         if self.outputs is None or not np.array_equal(held.predictions[0], self.outputs.argmax(1).cpu()):
-            raise store.StoreError(
+            raise retrieval.StoreError(
                 f"{self.folder} holds epoch {epoch} of another training: choose another store, or remove it"
             )
 
@@ -149,7 +149,7 @@ class Tracker:
         `others` names further files of the folder that belong to the run. Raises StoreError when an epoch
         is missing.
         """
-        accuracy = store.metrics_frame(self.entries)["accuracy"].to_numpy(float)
+        accuracy = ledger.metrics_frame(self.entries)["accuracy"].to_numpy(float)
         final = {"final_accuracy": float(accuracy[-1])} if len(accuracy) else {}
         store.finish_run(self.folder, {**self.about, **final, **about}, others, npz)
 

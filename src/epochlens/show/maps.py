@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
-from epochlens.record.store import write_whole
+from epochlens.record.files import write_whole
 from epochlens.show import style
 
 COLOURS = "RdBu_r"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from epochlens.record.store import write_whole
+from epochlens.record.files import write_whole
 from epochlens.show import frames, style
 from epochlens.show.figures import FIGURES
 from epochlens.show.frames import KEYS, groups, keep, numbers

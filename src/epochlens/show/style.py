@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from epochlens.record.store import write_whole
+from epochlens.record.files import write_whole
 from epochlens.show.frames import CONTROLS, Tables
 
 Dash = Literal["-", "--", ":", "-."]

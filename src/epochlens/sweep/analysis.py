@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import epochlens
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
-from epochlens.record import remote, store
+from epochlens.record import files, remote, retrieval
 from epochlens.sweep import drawing
 from epochlens.sweep.measurement import CONDITION, Measured, measure_run, measure_seeds
 from epochlens.sweep.tabulation import make_tables, write_tables
@@ -47,7 +47,7 @@ def find_grid(folder: Path) -> list[dict[str, Any]]:
     """
     places = find_places(folder)
     with ThreadPoolExecutor(8) as pool:
-        statuses = pool.map(lambda place: store.run_status(place[0])[0], places)
+        statuses = pool.map(lambda place: retrieval.run_status(place[0])[0], places)
         return [
             {**record, "folder": str(path), "status": status}
             for (path, record), status in zip(places, statuses, strict=True)
@@ -59,12 +59,12 @@ def find_places(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 
     Raises UsageError when there are none.
     """
-    sweep = store.read_json(folder / "sweep.json")
+    sweep = files.read_json(folder / "sweep.json")
     if sweep and is_grid(sweep.get("runs")):
         places = [(folder / "runs" / Path(str(run["run_id"])).name, run) for run in sweep["runs"]]
     else:
         paths = dict.fromkeys([folder, *sorted((folder / "runs").glob("*")), *sorted(folder.glob("*"))])
-        found = [(path, store.read_json(path / "run.json")) for path in paths if path.is_dir()]
+        found = [(path, files.read_json(path / "run.json")) for path in paths if path.is_dir()]
         places = named_apart([(path, record) for path, record in found if record and is_run(record)])
     if not places:
         raise UsageError("sweep", str(folder), "holds neither sweep.json nor any run.json")
@@ -100,7 +100,7 @@ def is_usable(run: Mapping[str, Any], planned: bool) -> bool:
     """Whether a run can be analysed: finished, or recorded outside a sweep for at least two epochs so far."""
     if planned or run["status"] != "partial":
         return run["status"] == "done"
-    return len(store.committed(Path(run["folder"]))) > 1
+    return len(retrieval.committed(Path(run["folder"]))) > 1
 
 
 def in_order(
@@ -157,7 +157,7 @@ def analyze(
     summary = summaries.summarise(made)
     drawing.draw_all(folder.name, plots, made, usable, notices, summary, read_settings(folder), progress)
     for written in (target, plots):
-        store.write_json(written / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
+        files.write_json(written / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
     if place:
         remote.push(place)
     return Analysis(made, notices, summary)
@@ -189,7 +189,7 @@ def write_stability(
                 yield result
         if writer is not None:
             writer.close()
-            store.publish(beside, path)
+            files.publish(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -207,7 +207,7 @@ def comparable_seeds(usable: Sequence[Mapping[str, Any]]) -> list[list[Mapping[s
 
 def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own run.json."""
-    return store.read_json(Path(run["folder"]) / "run.json") or {}
+    return files.read_json(Path(run["folder"]) / "run.json") or {}
 
 
 def incomplete_notices(grid: Sequence[Mapping[str, Any]], usable: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -229,20 +229,20 @@ def incomplete_notices(grid: Sequence[Mapping[str, Any]], usable: Sequence[Mappi
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings that sweep.json holds, and what they ran on."""
-    sweep = store.read_json(folder / "sweep.json") or {}
+    sweep = files.read_json(folder / "sweep.json") or {}
     settings = dict(sweep.get("settings") or {})
     return settings | {key: value for key, value in sweep.items() if key not in ("settings", "runs")}
 
 
 def fingerprint(grid: Sequence[Mapping[str, Any]], tau: float, plots: Path) -> str:
     """A hash of all that the tables and figures depend on."""
-    files = [[run["status"], record_of(run).get("files")] for run in grid]
-    text = json.dumps([epochlens.__version__, tau, str(plots), files], sort_keys=True)
+    recorded = [[run["status"], record_of(run).get("files")] for run in grid]
+    text = json.dumps([epochlens.__version__, tau, str(plots), recorded], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_current(folder: Path, plots: Path, tau: float = TAU) -> bool:
     """Whether tables, figures and report on disk already describe what the store holds."""
     now = fingerprint(find_grid(folder), tau, plots) if (plots / "report.html").exists() else ""
-    before = [store.read_json(place / "analysis.json") or {} for place in (folder / "tables", plots)]
+    before = [files.read_json(place / "analysis.json") or {} for place in (folder / "tables", plots)]
     return all(document.get("inputs") == now for document in before)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epochlens.lazy import LazyModule
-from epochlens.record import store
+from epochlens.record import retrieval
 from epochlens.sweep import nodes
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def draw_sheet(run: Mapping[str, Any], plots: str) -> tuple[str, bytes]:
 def draw_timelapse(run: Mapping[str, Any], plots: str) -> tuple[str, bytes]:
     """A GIF of one probe image's maps over the epochs; returns its caption and bytes."""
     loaded, images, _ = load_example(run)
-    accuracy = store.read_epochs(Path(run["folder"]))["accuracy"].to_numpy()
+    accuracy = retrieval.read_epochs(Path(run["folder"]))["accuracy"].to_numpy()
     path = maps.timelapse(
         Path(plots) / "timelapse.gif",
         images[0],
@@ -132,4 +132,4 @@ def load_example(run: Mapping[str, Any]) -> tuple[Any, np.ndarray, list[int]]:
     with np.load(folder / "probe.npz", allow_pickle=False) as probe:
         images, labels = probe["images"], probe["labels"]
     classes = run.get("classes") or range(int(labels.max()) + 1)
-    return store.load(folder), images, [classes[label] for label in labels]
+    return retrieval.load(folder), images, [classes[label] for label in labels]

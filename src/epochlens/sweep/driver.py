@@ -19,7 +19,7 @@ from epochlens.config import Sweep
 from epochlens.lazy import LazyModule
 from epochlens.learn import data
 from epochlens.learn.data import Facts
-from epochlens.record import remote, store
+from epochlens.record import files, remote, store
 from epochlens.sweep import nodes, plan
 from epochlens.sweep.cluster import choose_device, choose_replicas, trial_resources
 from epochlens.sweep.interruption import UNWRITABLE, stop_if_asked
@@ -90,7 +90,7 @@ def blame(
     if shared.place:
         remote.pull_runs(shared.place, run_ids)
     left = [run_id for run_id in run_ids if not has_ended(run_folder(shared.folder, run_id))]
-    attempts = {r: store.read_json(run_folder(shared.folder, r) / "attempt.json") or {} for r in left}
+    attempts = {r: files.read_json(run_folder(shared.folder, r) / "attempt.json") or {} for r in left}
     begun = [run_id for run_id in left if attempts[run_id].get("session") == shared.session]
     if left and not begun:
         raise SystemExit(f"error: Ray Tune gave up: {reason_of(error)}: run the same command again")
@@ -136,12 +136,12 @@ def tell_deaths(
 
 def has_ended(folder: Path) -> bool:
     """Whether the run is finished, or has said why it failed."""
-    return (store.read_json(folder / "run.json") or {}).get("status") in ("done", "failed")
+    return (files.read_json(folder / "run.json") or {}).get("status") in ("done", "failed")
 
 
 def tell_death(folder: Path, log: str, reason: str) -> None:
     """Says in the run's folder that its process died, again and again: it left no word itself."""
-    record = store.read_json(folder / "run.json") or {"run_id": folder.name}
+    record = files.read_json(folder / "run.json") or {"run_id": folder.name}
     if not has_ended(folder):
         store.fail_run(folder, record, f"its process died: {reason}", log)
 

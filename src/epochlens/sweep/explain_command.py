@@ -23,7 +23,7 @@ from epochlens.errors import UsageError, unknown
 from epochlens.lazy import LazyModule
 from epochlens.learn.data import DATASETS, dataset_label, describe, fingerprint
 from epochlens.learn.models import check_model, model_code
-from epochlens.record import store
+from epochlens.record import files, retrieval
 from epochlens.sweep import plan
 
 if TYPE_CHECKING:
@@ -178,11 +178,11 @@ def finished_network(chosen: Mapping[str, Any]) -> explanation.Network:
         if name in chosen:
             raise UsageError(name, chosen[name], "comes from the run: leave it out with --run")
     name, folder = str(chosen["run"]), find_run(str(chosen["run"]), Path(chosen["results_dir"]))
-    record = store.read_json(folder / "run.json") or {}
+    record = files.read_json(folder / "run.json") or {}
     run = read_run(name, record)
     if "weights.pt" not in record.get("files", {}):
         raise UsageError("run", name, "kept no weights: run its sweep with --keep-weights last")
-    settings = (store.read_json(folder.parents[1] / "sweep.json") or {}).get("settings", {})
+    settings = (files.read_json(folder.parents[1] / "sweep.json") or {}).get("settings", {})
     spec = find_spec(name, run, settings)
     data_dir = chosen.get("data_dir", settings.get("data_dir", Sweep.data_dir))
     describe(spec, run.classes)
@@ -200,7 +200,7 @@ def find_run(name: str, results: Path) -> Path:
         there = sorted({path.parent.name for path in results.glob("*/runs/*/run.json")})
         near = difflib.get_close_matches(name, there, n=8, cutoff=0)
         raise unknown("run", name, near or [f"none yet in {results}"], ", or the path of a run's folder")
-    states = {folder.absolute(): store.run_status(folder)[0] for folder in found}
+    states = {folder.absolute(): retrieval.run_status(folder)[0] for folder in found}
     done = [folder for folder, state in states.items() if state == "done"]
     if not done:
         problem = "is damaged: its files are not what its run.json says"

@@ -23,7 +23,7 @@ from epochlens.config import Run
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.learn import data, training
-from epochlens.record import store, tables
+from epochlens.record import files, tables
 from epochlens.sweep import trial
 
 if TYPE_CHECKING:
@@ -115,11 +115,11 @@ def explain(question: Question, tell: Tell = lambda text: None) -> dict[str, Any
     found = examine(question, model, image, number)
     question.output.mkdir(parents=True, exist_ok=True)
     path = question.output / question.name
-    store.write_whole(path.with_name(f"{path.name}.npz"), tables.npz_bytes(**arrays(found)))
+    files.write_whole(path.with_name(f"{path.name}.npz"), tables.npz_bytes(**arrays(found)))
     pictures = [style.save(figure, path.parent, name) for name, figure in sheets(question, found)]
-    files = [f"{path}.npz", *(str(p.with_suffix(kind)) for p in pictures for kind in (".png", ".pdf"))]
-    document = describe(question, found, [*files, f"{path}.json"], time.monotonic() - started)
-    store.write_json(path.with_name(f"{path.name}.json"), document)
+    written = [f"{path}.npz", *(str(p.with_suffix(kind)) for p in pictures for kind in (".png", ".pdf"))]
+    document = describe(question, found, [*written, f"{path}.json"], time.monotonic() - started)
+    files.write_json(path.with_name(f"{path.name}.json"), document)
     return document
 
 

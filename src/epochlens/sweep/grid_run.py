@@ -18,7 +18,7 @@ import epochlens
 from epochlens.config import Run, Sweep
 from epochlens.lazy import LazyModule
 from epochlens.learn.data import Facts
-from epochlens.record import objects, remote, store
+from epochlens.record import files, objects, remote
 from epochlens.sweep import analysis, cluster, driver, estimate, interruption, nodes, plan
 from epochlens.sweep.plan import Task
 from epochlens.sweep.progress import duration, grid_table
@@ -83,7 +83,7 @@ def run(
 @contextlib.contextmanager
 def only_process(folder: Path, place: remote.Place | None) -> Iterator[None]:
     """Holds the sweep for this process, here and on object storage. Raises UsageError while another does."""
-    with store.only_process(folder), remote.only_process(place) if place else contextlib.nullcontext():
+    with files.only_process(folder), remote.only_process(place) if place else contextlib.nullcontext():
         yield
 
 
@@ -176,7 +176,7 @@ def set_aside(console: Console, *folders: Path) -> None:
     for folder in folders:
         if folder.exists():
             console.print(
-                f"earlier {escape(folder.parent.name)} kept in {escape(str(store.set_aside(folder)))}"
+                f"earlier {escape(folder.parent.name)} kept in {escape(str(files.set_aside(folder)))}"
             )
 
 
@@ -262,7 +262,7 @@ def tell_outcome(
     console.print(f"{done}/{len(after)} runs done, {trained} of them now, in {duration(seconds)}")
     for task in after:
         if task.status == "failed":
-            record = store.read_json(plan.run_folder(folder, task.run.run_id) / "run.json") or {}
+            record = files.read_json(plan.run_folder(folder, task.run.run_id) / "run.json") or {}
             error, log = escape(str(record.get("error"))), escape(str(record.get("log")))
             console.print(f"[red]failed[/red] {task.run.run_id}: {error}\n       log: {log}")
     left = [f"{t.run.run_id} ({t.status})" for t in after if t.status not in ("done", "failed")]
@@ -315,6 +315,6 @@ def describe(
 
 def describe_run(folder: Path, run: Run, status: str) -> dict[str, Any]:
     """One run of the document."""
-    record = store.read_json(plan.run_folder(folder, run.run_id) / "run.json") or {}
+    record = files.read_json(plan.run_folder(folder, run.run_id) / "run.json") or {}
     kept = {key: record.get(key) for key in ("final_accuracy", "seconds", "error", "log")}
     return {"run_id": run.run_id, "status": status, **kept}

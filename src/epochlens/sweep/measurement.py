@@ -22,7 +22,7 @@ from epochlens.measure import (
     stability,
     structure,
 )
-from epochlens.record import store
+from epochlens.record import retrieval
 from epochlens.record.tables import REDRAW, Maps
 
 CONDITION = ["dataset", "model", "learning_rate"]
@@ -45,12 +45,12 @@ class Measured(NamedTuple):
 def measure_run(run: Mapping[str, Any]) -> Measured:
     """All measurements of one run, method by method."""
     methods = run["methods"]
-    there = store.recorded_methods(run["folder"])
+    there = retrieval.recorded_methods(run["folder"])
     redrawn = [method + REDRAW for method in methods if method + REDRAW in there]
-    loaded = store.load(run["folder"], [*methods, *redrawn])
+    loaded = retrieval.load(run["folder"], [*methods, *redrawn])
     maps = loaded._replace(attributions=loaded.attributions[:, : len(methods)], methods=np.array(methods))
     redraws = dict(zip(redrawn, loaded.attributions[:, len(methods) :].swapaxes(0, 1), strict=True))
-    epochs = store.read_epochs(Path(run["folder"]))
+    epochs = retrieval.read_epochs(Path(run["folder"]))
     with np.load(Path(run["folder"]) / "probe.npz", allow_pickle=False) as probe:
         images, labels = probe["images"], probe["labels"]
     keys = {key: run[key] for key in RUN} | {"run_id": run["run_id"]}
@@ -67,7 +67,7 @@ def measure_run(run: Mapping[str, Any]) -> Measured:
 
 def quality_frames(folder: Path, about: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """A run's recorded quality as means over images: `quality` and `quality_curves`; empty without any."""
-    recorded = store.read_quality(folder)
+    recorded = retrieval.read_quality(folder)
     if recorded is None:
         return {}
     recorded = recorded.astype({"method": str, "metric": str})
@@ -228,7 +228,7 @@ def measure_seeds(runs: Sequence[Mapping[str, Any]]) -> Measured:
     """
     rows, by_seed, agreed = [], [], []
     folders = [run["folder"] for run in runs]
-    epochs = store.read_epochs(Path(folders[0]))["epoch"].to_numpy()
+    epochs = retrieval.read_epochs(Path(folders[0]))["epoch"].to_numpy()
     with np.load(Path(folders[0]) / "probe.npz", allow_pickle=False) as probe:
         samples = probe["indices"]
     for method in runs[0]["methods"]:
@@ -258,7 +258,7 @@ def seed_similarities(
     pairs: dict[str, list[np.ndarray]] = {name: [] for name in SEED_METRICS}
     for first in range(0, len(epochs), EPOCHS_AT_ONCE):
         block = epochs[first : first + EPOCHS_AT_ONCE].tolist()
-        loaded = np.stack([store.load(folder, [method], block).attributions[:, 0] for folder in folders])
+        loaded = np.stack([retrieval.load(folder, [method], block).attributions[:, 0] for folder in folders])
         for name in SEED_METRICS:
             for stacked in loaded.swapaxes(0, 1):
                 between = seeds.pairwise(stacked, name)

@@ -13,7 +13,7 @@ from epochlens.attribute.methods import method_code
 from epochlens.config import Run, Sweep, methods_for
 from epochlens.learn.data import Facts, fingerprint
 from epochlens.learn.models import model_code
-from epochlens.record import objects, remote, store
+from epochlens.record import files, objects, remote, retrieval, store
 
 
 class Task(NamedTuple):
@@ -86,7 +86,7 @@ def look_up(folder: Path, runs: Sequence[Run], place: remote.Place | None = None
     if place:
         remote.pull_runs(place, [run.run_id for run in runs])
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda run: store.run_status(run_folder(folder, run.run_id)), runs)
+        found = pool.map(lambda run: retrieval.run_status(run_folder(folder, run.run_id)), runs)
     return [Task(run, *status) for run, status in zip(runs, found, strict=True)]
 
 
@@ -113,7 +113,7 @@ def record_sweep(folder: Path, sweep: Sweep, runs: Sequence[Run], about: Mapping
     """Writes sweep.json: the resolved settings, the grid's runs, and what they ran on."""
     folder.mkdir(parents=True, exist_ok=True)
     grid = [{"run_id": run.run_id, **dataclasses.asdict(run)} for run in runs]
-    store.write_json(folder / "sweep.json", {"settings": dataclasses.asdict(sweep), **about, "runs": grid})
+    files.write_json(folder / "sweep.json", {"settings": dataclasses.asdict(sweep), **about, "runs": grid})
 
 
 def set_stale_aside(folder: Path, tasks: Sequence[Task], place: remote.Place | None = None) -> list[Path]:
@@ -129,4 +129,4 @@ def set_stale_aside(folder: Path, tasks: Sequence[Task], place: remote.Place | N
         for run_id in corrupt:
             objects.set_aside(run_place(place, run_id))
         upload_rest([task.run for task in tasks if task.status != "corrupt"], place)
-    return [store.set_aside(run_folder(folder, run_id)) for run_id in corrupt]
+    return [files.set_aside(run_folder(folder, run_id)) for run_id in corrupt]

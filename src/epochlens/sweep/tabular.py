@@ -24,7 +24,7 @@ from epochlens.sweep.progress import grid_table
 if TYPE_CHECKING:
     from epochlens.measure import seeds as between
     from epochlens.measure import similarity, stability, statistics
-    from epochlens.record import store
+    from epochlens.record import files
     from epochlens.show import style
     from epochlens.show import tabular as drawing
 else:
@@ -93,7 +93,7 @@ def explain_tabular(
     told = settings | describe(table, forests, explained, index) | {"rows": rows.tolist()}
     document = told | {"agreement": found}
     Path(output).mkdir(parents=True, exist_ok=True)
-    store.write_whole(Path(output) / f"{name}.npz", archive(table, explained, seeds))
+    files.write_whole(Path(output) / f"{name}.npz", archive(table, explained, seeds))
     style.save(drawing.draw(document), Path(output), name)
     document["files"] = {kind: str(Path(output) / f"{name}.{kind}") for kind in ("png", "pdf", "npz")}
     if not json:

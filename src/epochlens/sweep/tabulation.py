@@ -11,7 +11,7 @@ import pandas as pd
 
 from epochlens.attribute import quality
 from epochlens.measure import ranking, settling, statistics, survival
-from epochlens.record import store, tables
+from epochlens.record import files, retrieval, tables
 from epochlens.show.frames import CONTROLS
 from epochlens.sweep.measurement import CONDITION, RUN, Measured, with_keys
 
@@ -161,7 +161,7 @@ def runs_table(grid: Sequence[Mapping[str, Any]], statuses: Sequence[str]) -> pd
     """A row per planned run: its configuration, status, final accuracy, seconds, and error if it failed."""
     rows = []
     for planned, status in zip(grid, statuses, strict=True):
-        record = store.read_json(Path(planned["folder"]) / "run.json") or {}
+        record = files.read_json(Path(planned["folder"]) / "run.json") or {}
         row = {key: value for key, value in planned.items() if key not in ("folder", "files", *FROM_RECORD)}
         row["methods"] = " ".join(planned.get("methods", []))
         row["classes"] = " ".join(map(str, planned.get("classes", [])))
@@ -172,7 +172,7 @@ def runs_table(grid: Sequence[Mapping[str, Any]], statuses: Sequence[str]) -> pd
 
 def epochs_of(run: Mapping[str, Any]) -> pd.DataFrame:
     """A run's epochs: losses and accuracy, without timings, so that equal runs give equal tables."""
-    frame = store.read_epochs(Path(run["folder"])).reindex(columns=list(EPOCH_COLUMNS))
+    frame = retrieval.read_epochs(Path(run["folder"])).reindex(columns=list(EPOCH_COLUMNS))
     return with_keys(frame, {key: run[key] for key in RUN})
 
 
@@ -201,6 +201,6 @@ def write_tables(target: Path, made: Mapping[str, pd.DataFrame], share: str) -> 
     """Each table as Parquet, the small ones as CSV too; `grid_runs` says how much of the grid is in them."""
     for name, frame in made.items():
         frame = frame.assign(grid_runs=share)
-        store.write_whole(target / f"{name}.parquet", tables.frame_bytes(frame))
+        files.write_whole(target / f"{name}.parquet", tables.frame_bytes(frame))
         if name in CSV_TABLES:
-            store.write_whole(target / f"{name}.csv", frame.to_csv(index=False).encode())
+            files.write_whole(target / f"{name}.csv", frame.to_csv(index=False).encode())

@@ -24,7 +24,7 @@ import numpy as np
 from epochlens.config import Run
 from epochlens.lazy import LazyModule
 from epochlens.learn import models, queues, streams, training
-from epochlens.record import remote, store
+from epochlens.record import files, ledger, remote, retrieval, store
 from epochlens.record.tracker import Tracker
 from epochlens.sweep import nodes
 from epochlens.sweep.plan import run_folder, run_place
@@ -107,7 +107,7 @@ def attempt(run: Run, shared: Shared, load: Callable[[], training.TensorSplits])
 
 def has_failed(folder: Path, session: str) -> bool:
     """Whether the run has failed of itself since the driver of this session began."""
-    record = store.read_json(folder / "run.json") or {}
+    record = files.read_json(folder / "run.json") or {}
     return record.get("status") == "failed" and record.get("session") == session
 
 
@@ -195,14 +195,14 @@ def train_run(
     Stops without a word once another attempt has claimed the run. `load` gives the splits, which the runs of
     a trial share. On CUDA the next epoch is under way while the report is out.
     """
-    if store.run_status(folder)[0] == "done":
+    if retrieval.run_status(folder)[0] == "done":
         return  # an attempt before this one finished it, and died before it could say so
     set_foreign_work_aside(folder, record)
     place = {key: record.get(key) for key in ("host", "pid", "node")}
     record["attempt"] = store.claim(folder, {**place, "session": shared.session})
     splits = load() if load else load_splits(run.dataset, shared)
     trajectory = start(run, splits, shared.device)
-    saved = store.latest_state(folder, store.committed(folder))
+    saved = retrieval.latest_state(folder, retrieval.committed(folder))
     if saved is not None:
         training.restore(trajectory, saved)
     record["resumed_from_epoch"] = trajectory.epoch if saved is not None else None
@@ -212,7 +212,7 @@ def train_run(
         if not store.is_claimed(folder, record["attempt"]):
             return
         if shared.keep_weights == "all":
-            store.write_whole(folder / f"weights-{epoch.epoch:04d}.pt", weight_bytes(trajectory.model))
+            files.write_whole(folder / f"weights-{epoch.epoch:04d}.pt", weight_bytes(trajectory.model))
         tracker.record(state=training.to_bytes(trajectory), **epoch._asdict())
         if trajectory.stream is not None and epoch.epoch < run.epochs:
             training.launch(trajectory, splits, run.batch_size)
@@ -220,10 +220,10 @@ def train_run(
     if not store.is_claimed(folder, record["attempt"]):
         return
     if weights:
-        store.write_whole(folder / "weights.pt", weight_bytes(trajectory.model))
+        files.write_whole(folder / "weights.pt", weight_bytes(trajectory.model))
     if shared.keep_weights == "all":
         weights += [f"weights-{epoch:04d}.pt" for epoch in range(run.epochs + 1)]
-    metrics = store.metrics_frame(tracker.entries)
+    metrics = ledger.metrics_frame(tracker.entries)
     seconds = float(np.nansum(metrics.filter(like="seconds_").to_numpy()))
     told = {} if trajectory.replay is None else {"steps": trajectory.replay.refused or "captured"}
     tracker.finish(weights, shared.npz, seconds=seconds, **told)
@@ -231,9 +231,9 @@ def train_run(
 
 def set_foreign_work_aside(folder: Path, record: Mapping[str, Any]) -> None:
     """Keeps an unfinished run apart that another device or number of threads began: bits would differ."""
-    before = store.read_json(folder / "run.json")
+    before = files.read_json(folder / "run.json")
     if before and any(before.get(key) != record[key] for key in ("device", "threads")):
-        store.set_aside(folder)
+        files.set_aside(folder)
 
 
 def track(

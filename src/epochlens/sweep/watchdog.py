@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from epochlens.lazy import LazyModule
-from epochlens.record import store
+from epochlens.record import files
 
 if TYPE_CHECKING:
     import ray
@@ -73,7 +73,7 @@ def end_attempt(folder: Path, session: str) -> bool:
 
     `session` names the driver whose attempts are meant: those before it are not its own to end.
     """
-    attempt = store.read_json(folder / "attempt.json") or {}
+    attempt = files.read_json(folder / "attempt.json") or {}
     pid, node = attempt.get("pid"), attempt.get("node")
     if attempt.get("session") != session or not isinstance(pid, int) or not node:
         return False

@@ -13,7 +13,7 @@ import numpy as np
 
 from epochlens.lazy import LazyModule
 from epochlens.measure import stability
-from epochlens.record import store
+from epochlens.record import files, ledger, retrieval
 from epochlens.record.tables import Maps
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ else:
 
 LIMIT = 512 * 2**20
 """bytes of maps kept in memory"""
-UNREADABLE = (OSError, KeyError, ValueError, store.StoreError)
+UNREADABLE = (OSError, KeyError, ValueError, retrieval.StoreError)
 """what reading a run can raise while it is being written, or when its files are damaged"""
 
 
@@ -112,7 +112,7 @@ class Source(NamedTuple):
 
 def find_runs(folder: Path) -> dict[str, Run]:
     """The runs of sweep.json, or else every folder with a run.json, by name; empty when there are none."""
-    planned = (store.read_json(folder / "sweep.json") or {}).get("runs")
+    planned = (files.read_json(folder / "sweep.json") or {}).get("runs")
     if isinstance(planned, list) and planned:
         named = [r for r in planned if isinstance(r, dict) and r.get("run_id")]
         places = [(folder / "runs" / Path(str(run["run_id"])).name, run) for run in named]
@@ -146,12 +146,12 @@ def modified(path: Path) -> int:
 
 @lru_cache(4096)
 def _record(folder: str, changed: int) -> dict[str, Any] | None:
-    return store.read_json(Path(folder) / "run.json")
+    return files.read_json(Path(folder) / "run.json")
 
 
 @lru_cache(4096)
 def _committed(folder: str, changed: int) -> int:
-    return len(store.read_ledger(Path(folder)))
+    return len(ledger.read_ledger(Path(folder)))
 
 
 def revision(folder: Path, runs: Mapping[str, Run]) -> str:
@@ -167,8 +167,8 @@ def maps_of(source: Source, run: Run, method: str) -> Maps:
     """
     key = ("maps", run.name, run.revision)
     if run.status == "done":
-        return source.cache.get((*key, method), lambda: store.load(run.folder, [method]))
-    whole: Maps = source.cache.get(key, lambda: store.load(run.folder))
+        return source.cache.get((*key, method), lambda: retrieval.load(run.folder, [method]))
+    whole: Maps = source.cache.get(key, lambda: retrieval.load(run.folder))
     m = whole.methods.tolist().index(method)
     return whole._replace(attributions=whole.attributions[:, m : m + 1], methods=whole.methods[m : m + 1])
 
@@ -176,7 +176,7 @@ def maps_of(source: Source, run: Run, method: str) -> Maps:
 def metrics_of(source: Source, run: Run) -> pd.DataFrame:
     """The metrics of every recorded epoch."""
     key = ("metrics", run.name, run.revision)
-    return source.cache.get(key, lambda: store.read_epochs(run.folder))
+    return source.cache.get(key, lambda: retrieval.read_epochs(run.folder))
 
 
 def probe_of(source: Source, run: Run) -> dict[str, np.ndarray]:
@@ -241,7 +241,7 @@ def position_of(
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The settings in sweep.json; empty for runs recorded outside a sweep."""
-    return dict((store.read_json(folder / "sweep.json") or {}).get("settings") or {})
+    return dict((files.read_json(folder / "sweep.json") or {}).get("settings") or {})
 
 
 def weights_of(run: Run) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from epochlens.record import store
+from epochlens.record import files, store
 from epochlens.sweep.bench.storage import example_maps
 from epochlens.sweep.bench.timing import Result
 
@@ -83,10 +83,10 @@ def write_sweep(folder: Path, runs: int, epochs: int) -> None:
             store.finish_run(target, record)
         else:
             shutil.copytree(folder / "runs" / plans[0]["run_id"], target, copy_function=os.link)
-            written = store.read_json(target / "run.json") or {}
+            written = files.read_json(target / "run.json") or {}
             (target / "run.json").unlink()
-            store.write_json(target / "run.json", {**written, **record})
-    store.write_json(folder / "sweep.json", {"settings": {}, "runs": plans})
+            files.write_json(target / "run.json", {**written, **record})
+    files.write_json(folder / "sweep.json", {"settings": {}, "runs": plans})
 
 
 def in_words(folder: Path, runs: int, epochs: int) -> Iterator[str]:

@@ -1,0 +1,90 @@
+"""The ledger of an unfinished run: a line per committed epoch, each with its own checksum."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from epochlens.lazy import LazyModule
+from epochlens.record.files import sync_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = LazyModule("pandas")
+
+METRICS = ("train_loss", "test_loss", "accuracy", "seconds_train", "seconds_eval", "seconds_attribute")
+
+
+class Entry(NamedTuple):
+    """A committed epoch of an unfinished run."""
+
+    epoch: int
+    rows: int
+    maps: str
+    """SHA-256 of the epoch's Parquet file"""
+    state: str
+    """SHA-256 of the checkpoint written after it, or "" """
+    metrics: dict[str, float]
+    quality: str = ""
+    """SHA-256 of the epoch's quality file, or "" when quality was not measured"""
+
+
+def append_entry(folder: Path, entry: Entry) -> None:
+    """Adds the entry to the ledger as a line that carries its own checksum."""
+    text = json.dumps(entry._asdict(), sort_keys=True)
+    line = f"{zlib.crc32(text.encode()):08x} {text}\n"
+    path = folder / "ledger.jsonl"
+    torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+    with path.open("ab") as file:
+        file.write(("\n" if torn else "").encode() + line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def read_ledger(folder: Path) -> dict[int, Entry]:
+    """The ledger's believable entries by epoch, of several lines for an epoch the last."""
+    try:
+        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
+    except OSError:
+        return {}
+    entries = {entry.epoch: entry for line in lines if (entry := parse_entry(line)) is not None}
+    return dict(sorted(entries.items()))
+
+
+def parse_entry(line: bytes) -> Entry | None:
+    """The entry on a line of a ledger, or None when the line is not whole, or not of this program."""
+    check, _, text = line.partition(b" ")
+    if check != f"{zlib.crc32(text):08x}".encode():
+        return None
+    try:
+        entry = Entry(**json.loads(text))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    texts = entry.maps, entry.state, entry.quality
+    known = isinstance(entry.epoch, int) and isinstance(entry.metrics, dict)
+    return entry if known and entry.epoch >= 0 and all(isinstance(text, str) for text in texts) else None
+
+
+def count_commits(folder: Path) -> int:
+    """Commits of epochs to the unfinished run so far, each repetition counted."""
+    try:
+        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
+    except OSError:
+        return 0
+    return sum(parse_entry(line) is not None for line in lines)
+
+
+def metrics_frame(entries: Mapping[int, Entry]) -> pd.DataFrame:
+    """The epochs' metrics as a DataFrame: epoch, the standard ones (NaN where not recorded), then others."""
+    names = [*METRICS, *sorted({name for e in entries.values() for name in e.metrics} - set(METRICS))]
+    rows = {name: [e.metrics.get(name, math.nan) for e in entries.values()] for name in names}
+    return pd.DataFrame({"epoch": np.array(list(entries), np.int32), **rows})
