@@ -67,6 +67,7 @@ def recovered(calm: dict[str, Any]) -> Callable[..., None]:
         epochs = disturbance.repeated(root) if epochs is None else epochs
         TOLD.append((fault, how, epochs))
         assert epochs <= at_most
+        assert "damaged" in fault or not [*root.rglob("damaged")]
 
     return check
 

@@ -173,7 +173,12 @@ def contents(root: Path) -> dict[str, Any]:
         found[f"{folder.name}/epochs"] = timeless.to_csv(index=False, float_format="%.17g")
         assert epochs["epoch"].tolist() == list(range(EPOCHS + 1))
         assert retrieval.run_status(folder)[0] == "done"
-        left = {path.name for path in folder.iterdir()} - {*RUN_FILES, "epochs.parquet", "run.json"}
+        left = {path.name for path in folder.iterdir()} - {
+            *RUN_FILES,
+            "epochs.parquet",
+            "run.json",
+            "damaged",
+        }
         assert not left, f"left over in {folder}: {left}"
     tables = (results / "tables").glob("*.parquet")
     return found | {path.name: path.read_bytes() for path in tables if path.stem != "runs"}
@@ -194,15 +199,17 @@ def repeated(root: Path) -> int:
     return sum(int(document.get("epochs_repeated", 0)) for document in documents) + sum(aside)
 
 
-def hurt(path: Path, damage: str) -> None:
-    """Damages a file: one bit flipped in its middle, cut there, emptied, or removed."""
+def hurt(path: Path, damage: str) -> bytes:
+    """Damages a file: one bit flipped in its middle, cut there, emptied, or removed. Returns what is left."""
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle] ^= 4
+    left = {"flip": bytes(content), "cut": bytes(content[:middle])}.get(damage, b"")
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes({"flip": bytes(content), "cut": bytes(content[:middle]), "empty": b""}[damage])
+        path.write_bytes(left)
+    return left
 
 
 def processes(text: str, of: int | None = None) -> list[int]:

@@ -22,7 +22,7 @@ from disturbance import (
     without_ray,
 )
 
-from epochlens.record import retrieval
+from epochlens.record import files, retrieval
 from epochlens.record.tracker import Tracker
 from epochlens.sweep import trial
 
@@ -47,8 +47,8 @@ def test_damage_to_half_a_run_is_found_and_mended(tmp_path, what, damage, recove
     name, trained_again, explained_again = DAMAGED[what]
     explained = []
     explain = Tracker.explain
-    for folder in half_done(tmp_path, HALF):
-        hurt(folder / name, damage)
+    runs = half_done(tmp_path, HALF)
+    hurt_bytes = [hurt(folder / name, damage) for folder in runs]
     monkeypatch.setattr(
         Tracker, "explain", lambda tracker, epoch: (explained.append(epoch), explain(tracker, epoch))[1]
     )
@@ -56,6 +56,10 @@ def test_damage_to_half_a_run_is_found_and_mended(tmp_path, what, damage, recove
         trained = sum(len(list(trial.train_run(*attempt))) for attempt in attempts(tmp_path))
     again = trained - 2 * (EPOCHS + 1 - HALF)
     assert len(explained) - 2 * (EPOCHS + 1 - HALF) <= 2 * explained_again
+    if name.endswith((".pt", ".parquet")) and damage != "gone":
+        kept = [[path.read_bytes() for path in folder.glob("damaged/*")] for folder in runs]
+        assert kept == [[content] for content in hurt_bytes]
+        assert all((files.read_json(folder / "run.json") or {})["damaged"] for folder in runs)
     told = {"flip": "a bit flipped", "cut": "cut in two", "empty": "emptied", "gone": "removed"}[damage]
     recovered(
         tmp_path, f"{what} damaged", f"{told}, in 2 runs of {HALF} committed epochs", 2 * trained_again, again

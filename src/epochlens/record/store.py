@@ -8,7 +8,7 @@ While a run trains, an epoch is committed in three steps, and only the second ma
  3. `state.pt`, the checkpoint (the one before it stays as `state-previous.pt`).
 A finished run is gathered into `attributions.parquet`, `epochs.parquet` and `quality.parquet`, then
 `run.json` says "done" with the checksum of each file, and only then the working files go. Readers believe
-checksums and row counts, never mere files.
+checksums and row counts, never mere files; an attempt moves those that it does not believe to `damaged/`.
 
 A worker that its driver has lost may go on writing while another one does the run again. Both write the same
 bytes for an epoch, so it does not matter whose line comes last; and the attempt that claimed the run last
@@ -42,13 +42,14 @@ from epochlens.record.files import (
     write_whole,
     written_beside,
 )
-from epochlens.record.ledger import Entry, append_entry, count_commits, metrics_frame
+from epochlens.record.ledger import Entry, append_entry, count_commits, metrics_frame, read_ledger
 from epochlens.record.retrieval import StoreError, committed, count_rows, epoch_file, is_done, join_frames
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WORKING = ("ledger.jsonl", "state.pt", "state-previous.pt", "attempt.json")
+STATES = ("state.pt", "state-previous.pt")
+WORKING = ("ledger.jsonl", *STATES, "attempt.json")
 
 
 def keep_other_run(folder: Path, identity: Mapping[str, Any], images, labels, indices) -> None:
@@ -86,6 +87,25 @@ def is_claimed(folder: Path, token: str) -> bool:
     path = folder / "attempt.json"
     attempt = read_json(path)
     return path.exists() if attempt is None else attempt.get("token") == token
+
+
+def quarantine(folder: Path, entries: Mapping[int, Entry]) -> list[str]:
+    """Moves what an unfinished run holds and its ledger contradicts into `damaged/`; returns all names there.
+
+    `entries` are the epochs whose files are whole. Nothing reads what is moved: its epoch is done anew.
+    """
+    states = {folder / name: file_checksum(folder / name) for name in STATES}
+    entered = read_ledger(folder)  # after the checkpoints, so that it vouches for another attempt's latest
+    suspects = [path for path, found in states.items() if found not in {e.state for e in entered.values()}]
+    for epoch, entry in entered.items():
+        expected = {"attributions": entry.maps, "quality": entry.quality} if epoch not in entries else {}
+        places = {epoch_file(folder, epoch, kind): told for kind, told in expected.items() if told}
+        suspects += [path for path, told in places.items() if file_checksum(path) != told]
+    for path in filter(Path.exists, suspects):
+        (folder / "damaged").mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another attempt does the same
+            path.rename(folder / "damaged" / f"{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    return sorted(path.name for path in folder.glob("damaged/*"))
 
 
 def commit_epoch(

@@ -78,8 +78,10 @@ class Tracker:
         identity |= {"quality": self.quality, "quality_every": self.quality_every}
         self.about |= identity
         store.keep_other_run(self.folder, identity, *arrays, self.samples)
-        store.begin_run(self.folder, self.about, *arrays, self.samples)
         self.entries = retrieval.committed(self.folder)
+        if damaged := store.quarantine(self.folder, self.entries):
+            self.about["damaged"] = damaged
+        store.begin_run(self.folder, self.about, *arrays, self.samples)
         self.weights = flat_weights(self.model) if self.entries else None
         self.outputs = self._probabilities() if self.entries else None
         self.maps = retrieval.load(self.folder, epochs=[max(self.entries)]) if self.entries else None

@@ -15,6 +15,7 @@ from rich.console import Console
 from epochlens import config
 from epochlens.lazy import LazyModule
 from epochlens.learn import data, models
+from epochlens.record import files
 from epochlens.sweep import cluster, driver, plan
 from epochlens.sweep.bench.timing import Comparison, largest_difference
 
@@ -70,7 +71,7 @@ def our_sweep(sweep: config.Sweep) -> tuple[np.ndarray, str]:
     seconds = time.time() - started
     folders = [plan.run_folder(folder, run.run_id) for run in runs]
     begun = min((place / "probe.npz").stat().st_mtime for place in folders) - started
-    records = [plan.store.read_json(place / "run.json") or {} for place in folders]
+    records = [files.read_json(place / "run.json") or {} for place in folders]
     compute = sum(record["seconds"] for record in records)
     slots = ray.cluster_resources()["CPU"] / sweep.cpus_per_trial
     said = (
