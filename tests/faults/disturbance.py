@@ -173,12 +173,8 @@ def contents(root: Path) -> dict[str, Any]:
         found[f"{folder.name}/epochs"] = timeless.to_csv(index=False, float_format="%.17g")
         assert epochs["epoch"].tolist() == list(range(EPOCHS + 1))
         assert retrieval.run_status(folder)[0] == "done"
-        left = {path.name for path in folder.iterdir()} - {
-            *RUN_FILES,
-            "epochs.parquet",
-            "run.json",
-            "damaged",
-        }
+        expected = {*RUN_FILES, "epochs.parquet", "run.json", "damaged"}
+        left = {path.name for path in folder.iterdir()} - expected
         assert not left, f"left over in {folder}: {left}"
     tables = (results / "tables").glob("*.parquet")
     return found | {path.name: path.read_bytes() for path in tables if path.stem != "runs"}
