@@ -26,7 +26,7 @@ from epochlens.errors import UsageError
 from epochlens.learn import data, models, training
 from epochlens.record import files, retrieval
 from epochlens.show import explained
-from epochlens.sweep import explain_command, explanation, plan, trial
+from epochlens.sweep import explain_command, explanation, findings, plan, trial
 from epochlens.sweep.explain_command import explain
 
 torch.set_num_threads(1)
@@ -140,7 +140,7 @@ def test_pictures_hold_what_was_found(network, tmp_path):
     question = explain_command.ask(words)
     model, splits = network
     found = explanation.examine(question, model, splits.x_test[INDEX], int(splits.y_test[INDEX]))
-    sheets = dict(explanation.sheets(question, found))
+    sheets = dict(findings.sheets(question, found))
     maps = next(figure for name, figure in sheets.items() if name.endswith("maps"))
     titled = {ax.get_title().replace("\n", ""): ax for ax in maps.axes if ax.images}
     for label in QUICK:

@@ -39,8 +39,10 @@ from epochlens.show.explorer import (
     facets,
     figures,
     maps_drawing,
+    model_drawing,
     model_page,
     model_view,
+    overviews,
     pages,
     panels,
     patience,
@@ -479,8 +481,8 @@ def test_figures_of_tables_are_ones_that_plotly_accepts_and_hold_the_numbers(tab
     np.testing.assert_allclose(drawn.y, wanted["mean"])
     assert {trace.line.color for trace in lines if trace.name == "saliency"} == {drawn.line.color}
     made = [
-        facets.accuracy_figure(tables["epochs"]),
-        facets.settling_figure(tables["settling_summary"]),
+        overviews.accuracy_figure(tables["epochs"]),
+        overviews.settling_figure(tables["settling_summary"]),
         facets.matrices_figure(tables["epoch_matrix"].query("method == 'saliency'")),
         facets.removal_figure(tables["quality_curves"]),
         figures.matrix_figure(np.arange(3), np.eye(3) * np.nan, 1),
@@ -544,7 +546,7 @@ def test_a_saved_network_explains_as_it_would_in_memory(trained):
 
     folder, network = trained
     source, run = source_of(folder), data.find_runs(folder)["run"]
-    found = model_page.load(source, run, "last")
+    found = model_drawing.load(source, run, "last")
     image, label = found.images[5], int(found.labels[5])
     before = torch.random.get_rng_state()
     maps = model_view.explain(found.network, image, label, METHODS)
@@ -565,19 +567,19 @@ def test_a_saved_network_explains_as_it_would_in_memory(trained):
 def test_the_model_page_tells_mistakes_in_words(trained, sweep):
     folder, _ = trained
     source = source_of(folder)
-    children, last = model_page.show_explained(source, "run", "last", 5, "3", METHODS)
+    children, last = model_drawing.show_explained(source, "run", "last", 5, "3", METHODS)
     assert "maps explain class 3" in text_of(children)
-    assert last == len(model_page.load(source, data.find_runs(folder)["run"], "last").labels) - 1
-    told = str(model_page.show_explained(source, "run", "last", 10**6, "label", METHODS)[0])
+    assert last == len(model_drawing.load(source, data.find_runs(folder)["run"], "last").labels) - 1
+    told = str(model_drawing.show_explained(source, "run", "last", 10**6, "label", METHODS)[0])
     assert "is not there" in told
-    assert "were not saved" in str(model_page.show_explained(source, "run", "77", 0, "label", METHODS)[0])
+    assert "were not saved" in str(model_drawing.show_explained(source, "run", "77", 0, "label", METHODS)[0])
     assert "not in this sweep" in str(
-        model_page.show_explained(source, "gone", "last", 0, "label", METHODS)[0]
+        model_drawing.show_explained(source, "gone", "last", 0, "label", METHODS)[0]
     )
     assert "saved weights" in str(model_page.layout(data.find_runs(sweep), ""))
     (folder / "run" / "weights-0002.pt").write_bytes(b"not a network")
     assert list(data.weights_of(data.find_runs(folder)["run"])) == ["last", "2"]
-    assert model_page.show_explained(source, "run", "2", 0, "label", METHODS)[0][0].className == "notice"
+    assert model_drawing.show_explained(source, "run", "2", 0, "label", METHODS)[0][0].className == "notice"
 
 
 def test_sweeps_are_found_by_name_by_path_or_as_the_latest(sweep, tmp_path):
@@ -793,14 +795,14 @@ def test_slow_methods_wait_until_they_are_asked_for(trained, monkeypatch):
     asked = ("run", "last", 5, "label", list(taken))
 
     def tiles(allowed):
-        found = walk(model_page.show_explained(source, *asked, allowed)[0])
+        found = walk(model_drawing.show_explained(source, *asked, allowed)[0])
         return [
             part.to_plotly_json()["props"]["aria-label"]
             for part in found
             if getattr(part, "className", "") == "sprite"
         ]
 
-    told = text_of(model_page.show_explained(source, *asked)[0])
+    told = text_of(model_drawing.show_explained(source, *asked)[0])
     assert "about 7 min" in told and "about 5 s" in told
     assert tiles(None) == ["map of saliency"]
     of = list(asked[:4])

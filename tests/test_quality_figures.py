@@ -16,7 +16,7 @@ from scipy import stats
 from scipy.integrate import trapezoid
 
 from epochlens.measure import ranking
-from epochlens.show import quality
+from epochlens.show import quality, tradeoffs
 from epochlens.show.figures import FIGURES, draw, drawable
 from epochlens.show.summary import quality_by_configuration, summarise_quality
 from epochlens.show.words import quality_sentences
@@ -386,7 +386,7 @@ def test_perfect_stability_is_drawn_on_the_lower_edge():
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 0.1)), min_size=1, max_size=5))
 def test_texts_are_moved_apart_no_more_than_needed(texts):
     wanted, halves = map(np.array, zip(*sorted(texts, reverse=True), strict=True))
-    placed = np.array(quality.apart(wanted.tolist(), halves.tolist()))
+    placed = np.array(tradeoffs.apart(wanted.tolist(), halves.tolist()))
     room = halves[:-1] + halves[1:]
     assert (-np.diff(placed) >= room - 1e-9).all()
     assert (placed - halves >= -1e-9).all() and (placed + halves <= 1 + 1e-9).all()

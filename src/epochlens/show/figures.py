@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from epochlens.show import changes, curves, effects, forest, nulls, quality, style, timing
+from epochlens.show import changes, curves, effects, forest, nulls, quality, style, timing, tradeoffs
 from epochlens.show.frames import Tables
 from epochlens.show.style import notice, save
 
@@ -268,16 +268,16 @@ FIGURES: dict[str, Drawing] = {
         quality.has_curves,
     ),
     "quality_tradeoffs": Drawing(
-        quality.quality_tradeoffs,
+        tradeoffs.quality_tradeoffs,
         "Faithful, stable and sparse: the trade-offs",
         "Faithfulness correlation against relative input stability (of the perturbations that keep the "
         "prediction) at the last epoch: means over n seeds with 95 % t intervals. The lower right is better "
         "in both; a marker on the lower edge has a stability of 0. Ringed methods are not dominated: no "
         "other method is at least as good in both and better in one. At most "
-        f"{quality.MOST_NAMES} of them are named, the ends of the front among them. Larger markers are "
+        f"{tradeoffs.MOST_NAMES} of them are named, the ends of the front among them. Larger markers are "
         "sparser maps. Methods of which one of the two is undefined are left out, and controls take no part "
         "in the front. " + CONTROLS,
-        quality.has_trade_offs,
+        tradeoffs.has_trade_offs,
     ),
 }
 

@@ -27,9 +27,10 @@ from epochlens.record import files, retrieval
 from epochlens.sweep import plan
 
 if TYPE_CHECKING:
-    from epochlens.sweep import explanation, progress, tabular
+    from epochlens.sweep import explanation, findings, progress, tabular
 else:
     explanation = LazyModule("epochlens.sweep.explanation")
+    findings = LazyModule("epochlens.sweep.findings")
     progress = LazyModule("epochlens.sweep.progress")
     tabular = LazyModule("epochlens.sweep.tabular")
 
@@ -120,7 +121,7 @@ def explain_row(given: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
         )
 
 
-def ask(given: Mapping[str, Any]) -> explanation.Question:
+def ask(given: Mapping[str, Any]) -> findings.Question:
     """What the options ask for, with everything checked. Raises UsageError."""
     chosen = {**DEFAULTS, **given}
     methods = config.coerce("methods", chosen["methods"])
@@ -138,7 +139,7 @@ def ask(given: Mapping[str, Any]) -> explanation.Question:
     left_out = [label for label in all_methods() if config.ALL in methods and label not in fitting]
     if left_out:
         print(f"left out, as model {run.model} cannot have it: {', '.join(left_out)}", file=sys.stderr)
-    return explanation.Question(
+    return findings.Question(
         network=network,
         index=index,
         target=choose_target(chosen["target"], run.classes),
@@ -149,7 +150,7 @@ def ask(given: Mapping[str, Any]) -> explanation.Question:
     )
 
 
-def new_network(given: Mapping[str, Any]) -> explanation.Network:
+def new_network(given: Mapping[str, Any]) -> findings.Network:
     """The network that is to be trained here. Raises UsageError."""
     if "results_dir" in given:
         raise UsageError(
@@ -169,10 +170,10 @@ def new_network(given: Mapping[str, Any]) -> explanation.Network:
         raise UsageError("classes", list(facts.classes), f"of {spec}: at least two are needed")
     check_model(model, facts.shape, len(facts.classes))
     (run,) = plan.expand(sweep, {spec: facts})
-    return explanation.Network(run, spec, sweep.data_dir, None)
+    return findings.Network(run, spec, sweep.data_dir, None)
 
 
-def finished_network(chosen: Mapping[str, Any]) -> explanation.Network:
+def finished_network(chosen: Mapping[str, Any]) -> findings.Network:
     """The network of a finished run. Raises UsageError when it, its weights or its data are not there."""
     for name in TRAINING:
         if name in chosen:
@@ -190,7 +191,7 @@ def finished_network(chosen: Mapping[str, Any]) -> explanation.Network:
         raise UsageError("run", name, f"was trained on other contents than {spec} holds now")
     if model_code(run.model) != run.model_code:
         print(f"note: the source of model {run.model} has changed since the run", file=sys.stderr)
-    return explanation.Network(run, spec, data_dir, folder / "weights.pt")
+    return findings.Network(run, spec, data_dir, folder / "weights.pt")
 
 
 def find_run(name: str, results: Path) -> Path:

@@ -27,6 +27,12 @@ COUNTS = (None, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LARGEST = {"side": 512, "channels": 64, "classes": 10_000, "images": 1024}
 DEFAULTS = {"side": 32, "channels": 3, "classes": 10, "images": 32}
 LEAST = {"side": 1, "channels": 1, "classes": 2, "images": 1}
+LABELS = {
+    "side": "Image side, pixels",
+    "channels": "Channels",
+    "classes": "Classes",
+    "images": "Images a call",
+}
 ASKED = ("model", "side", "channels", "classes", "images", "steps", "samples")
 COLUMNS = {
     "method": ("method", ""),
@@ -56,48 +62,9 @@ def layout(source: Source, runs: Mapping[str, Run], search: str | None) -> list[
     """The page before anything is counted: a network like that of the sweep, or what the link asks for."""
     offered = cost_view.offered_models(recorded_models(runs))
     said, problems = parse(search, offered, defaults_of(source, runs))
-    labels = {
-        "side": "Image side, pixels",
-        "channels": "Channels",
-        "classes": "Classes",
-        "images": "Images a call",
-    }
-    numbers = [
-        parts.labelled(
-            labels[name],
-            dcc.Input(
-                id=f"cost-{name}",
-                type="number",
-                min=LEAST[name],
-                max=LARGEST[name],
-                step=1,
-                value=said[name],
-                debounce=True,
-            ),
-        )
-        for name in labels
-    ]
-    pickers = [parts.labelled("Network", parts.picker("cost-model", offered, said["model"])), *numbers]
-    sliders = [
-        parts.labelled(
-            "S: steps of integrated gradients (own: the method's default)",
-            count_slider("cost-steps", said["steps"]),
-        ),
-        parts.labelled(
-            "N: samples of SmoothGrad, GradientSHAP and LIME (own: each method's default)",
-            count_slider("cost-samples", said["samples"]),
-        ),
-    ]
     return [
         html.Div(parts.notices(problems)),
-        html.Section(
-            [
-                html.H2("What does explaining an image cost?"),
-                html.Div(pickers, className="pickers small"),
-                *sliders,
-            ],
-            className="panel",
-        ),
+        settings(offered, said),
         html.Div(id="cost-said"),
         html.Div(
             [
@@ -115,6 +82,38 @@ def layout(source: Source, runs: Mapping[str, Run], search: str | None) -> list[
         parts.sheet("cost", "In numbers", EXPLAINED),
         *(dcc.Store(id=f"cost-{name}") for name in ("tables", "shown", "linked")),
     ]
+
+
+def settings(offered: Sequence[str], said: Mapping[str, Any]) -> html.Section:
+    """The controls of what is counted, at the values that are asked for."""
+    numbers = [
+        parts.labelled(
+            text,
+            dcc.Input(
+                id=f"cost-{name}",
+                type="number",
+                min=LEAST[name],
+                max=LARGEST[name],
+                step=1,
+                value=said[name],
+                debounce=True,
+            ),
+        )
+        for name, text in LABELS.items()
+    ]
+    pickers = [parts.labelled("Network", parts.picker("cost-model", offered, said["model"])), *numbers]
+    sliders = [
+        parts.labelled(
+            "S: steps of integrated gradients (own: the method's default)",
+            count_slider("cost-steps", said["steps"]),
+        ),
+        parts.labelled(
+            "N: samples of SmoothGrad, GradientSHAP and LIME (own: each method's default)",
+            count_slider("cost-samples", said["samples"]),
+        ),
+    ]
+    title = html.H2("What does explaining an image cost?")
+    return html.Section([title, html.Div(pickers, className="pickers small"), *sliders], className="panel")
 
 
 EXPLAINED = (

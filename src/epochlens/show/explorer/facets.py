@@ -15,7 +15,6 @@ from epochlens.show.explorer.figures import (
     Figure,
     blank,
     finite,
-    legend_height,
     looks_of,
     trace,
 )
@@ -141,107 +140,6 @@ def band(rows: pd.DataFrame, method: str, look: style.Look, axes: Figure, first:
         there = finite(high[known]) + finite(low[known])[::-1]
         found.insert(0, {**area, "x": x + x[::-1], "y": there, **axes})
     return found
-
-
-def accuracy_figure(epochs: pd.DataFrame) -> Figure:
-    """Accuracy of every seed over the epochs, a colour per dataset, model and learning rate."""
-    if not len(epochs):
-        return blank("no accuracy recorded")
-    data = []
-    for i, (key, part) in enumerate(frames.groups(epochs).items()):
-        dash = list(DASHES.values())[i // len(style.PALETTE) % len(DASHES)]
-        line = {"color": style.PALETTE[i % len(style.PALETTE)], "width": 1.5, "dash": dash}
-        for n, ((seed,), rows) in enumerate(frames.groups(part, ["seed"]).items()):
-            rows = rows.sort_values("epoch")
-            more = {"legendgroup": str(i), "showlegend": n == 0, "opacity": 0.7}
-            found = trace(
-                frames.numbers(rows, "epoch").tolist(),
-                frames.numbers(rows, "accuracy"),
-                style.named(key),
-                line,
-                **more,
-            )
-            data.append({**found, "hovertemplate": f"seed {seed}, epoch %{{x}}: %{{y:.3f}}"})
-    layout = {
-        **BASE,
-        "height": 320 + legend_height(data),
-        "margin": {"l": 56, "r": 36, "t": 14 + legend_height(data), "b": 40, "autoexpand": False},
-        "xaxis": {**AXIS, "title": {"text": "epoch"}},
-        "yaxis": {**AXIS, "title": {"text": "test accuracy"}},
-        "legend": LEGEND,
-    }
-    return {"data": data, "layout": layout}
-
-
-def settling_figure(summary: pd.DataFrame) -> Figure:
-    """Median settling epochs with intervals by method, a line per configuration; accuracy's as a black bar.
-
-    An interval without an upper end runs to the last epoch seen; an interval or a median that is not known
-    is not drawn.
-    """
-    groups = frames.groups(summary) if len(summary) else {}
-    if not groups:
-        return blank("no settling epochs measured for this choice")
-    names = [style.named(key) for key in groups]
-    methods = frames.values(summary, "method")
-    looks, data = looks_of(map(str, methods)), []
-    for m, method in enumerate(methods):
-        rows = frames.keep(summary, summary["method"] == method)
-        lift = 0.5 * ((m + 0.5) / len(methods) - 0.5)
-        median = frames.numbers(rows, "median")
-        ends = [frames.numbers(rows, name) for name in ("ci_low", "ci_high")]
-        places = [
-            names.index(style.named(key)) + lift for key in zip(*(rows[k] for k in frames.KEYS), strict=True)
-        ]
-        look = looks[str(method)]
-        last = float(np.nanmax(np.concatenate([frames.numbers(summary, "median"), *ends, [1.0]])))
-        known = np.isfinite(ends[0])
-        above = np.where(known, np.where(np.isfinite(ends[1]), ends[1], last) - median, 0)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": finite(median),
-                "y": places,
-                "name": str(method),
-                "marker": {"color": look.color, "size": 9},
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": finite(np.nan_to_num(above)),
-                    "arrayminus": finite(np.nan_to_num(np.where(known, median - ends[0], 0))),
-                    "color": look.color,
-                },
-                "hovertemplate": "%{x:.3g}",
-            }
-        )
-    first = [part.iloc[0] for part in groups.values()]
-    bar = {"symbol": "line-ns-open", "size": 22, "color": style.ACCURACY, "line": {"width": 3}}
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": "accuracy settles",
-            "marker": bar,
-            "x": finite([row["accuracy_median"] for row in first]),
-            "y": list(range(len(first))),
-            "hovertemplate": "%{x:.3g}",
-        }
-    )
-    layout = {
-        **BASE,
-        "height": 80 + 56 * len(names) + legend_height(data),
-        "margin": {"l": 130, "r": 36, "t": 14 + legend_height(data), "b": 40, "autoexpand": False},
-        "xaxis": {**AXIS, "title": {"text": "epoch at which maps settle"}, "rangemode": "tozero"},
-        "yaxis": {
-            **AXIS,
-            "tickvals": list(range(len(names))),
-            "ticktext": list(map(two_lines, groups)),
-            "range": [len(names) - 0.5, -0.5],
-        },
-        "legend": LEGEND,
-    }
-    return {"data": data, "layout": layout}
 
 
 def matrices_figure(table: pd.DataFrame, columns: int = 3) -> Figure:

@@ -17,6 +17,17 @@ from epochlens.show.explorer.wiring import triggered, wire, wire_client
 
 def wire_maps(app: Dash, source: Source) -> None:
     """Everything on the first page."""
+    wire_pickers(app, source)
+    wire_panels(app, source)
+    wire_matrix(app, source)
+    wire_words(app, source)
+    wire_thumbs(app, source)
+    wire_saves(app, source)
+    wire_browser(app)
+
+
+def wire_pickers(app: Dash, source: Source) -> None:
+    """What can be chosen, by what is chosen and recorded."""
     pickers = ["dataset", "model", "rate", "run"]
     chosen = [*(Output(p, "options") for p in pickers), *(Output(p, "value") for p in pickers)]
     offered = [
@@ -35,6 +46,10 @@ def wire_maps(app: Dash, source: Source) -> None:
         [*chosen, *offered],
         [*asked, State("methods", "value"), State("matrix-method", "value")],
     )
+
+
+def wire_panels(app: Dash, source: Source) -> None:
+    """Maps and curves, anew with every choice and every epoch recorded."""
     outputs = [
         Output("panels", "children"),
         Output("curves", "figure"),
@@ -47,6 +62,10 @@ def wire_maps(app: Dash, source: Source) -> None:
     inputs = [*view_inputs(Input), Input("revision", "data")]
     states = [State("epoch", "value"), State("drawn", "data")]
     wire(app, draw, source, outputs, [*inputs, *states])
+
+
+def wire_matrix(app: Dash, source: Source) -> None:
+    """Similarity of all pairs of epochs, and the maps of the pair that is clicked."""
     views = [*view_inputs(State), State("epoch", "value")]
     wire(
         app,
@@ -63,10 +82,18 @@ def wire_maps(app: Dash, source: Source) -> None:
         paired,
         [Input("matrix", "clickData"), Input("drawn", "data"), *view_inputs(State)],
     )
+
+
+def wire_words(app: Dash, source: Source) -> None:
+    """When maps settle, and how sure the networks are."""
     drawn = Input("drawn", "data")
     wire(app, draw_answer, source, Output("answer", "children"), [drawn, State("run", "value")])
     states = [State(name, "value") for name in ("run", "other", "probe", "epoch")]
     wire(app, draw_probabilities, source, Output("probabilities", "children"), [drawn, *states])
+
+
+def wire_thumbs(app: Dash, source: Source) -> None:
+    """The probe images to choose from."""
     thumbs = [Output("thumbs", "children"), Output("thumbs-of", "data")]
     wire(
         app,
@@ -75,9 +102,13 @@ def wire_maps(app: Dash, source: Source) -> None:
         thumbs,
         [Input("drawn", "data"), State("run", "value"), State("thumbs-of", "data")],
     )
+
+
+def wire_saves(app: Dash, source: Source) -> None:
+    """The buttons that save what is shown."""
     saves = [Input(name, "n_clicks") for name in ("save-png", "save-maps", "save-curves")]
+    views = [*view_inputs(State), State("epoch", "value")]
     wire(app, save, source, Output("download", "data"), [*saves, *views], prevent_initial_call=True)
-    wire_browser(app)
 
 
 def wire_browser(app: Dash) -> None:

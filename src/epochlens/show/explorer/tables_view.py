@@ -11,7 +11,7 @@ from dash import ClientsideFunction, Input, Output
 
 from epochlens.measure.settling import SIMILARITIES
 from epochlens.show import frames
-from epochlens.show.explorer import data, facets, parts
+from epochlens.show.explorer import data, facets, overviews, parts
 from epochlens.show.explorer.data import Run, Source
 from epochlens.show.summary import label
 
@@ -138,8 +138,8 @@ def show_stability(
     }
     return (
         facets.means_figure(summary, similarity_words(metric, against), bounded=metric in BOUNDED),
-        facets.accuracy_figure(pd.DataFrame() if epochs is None else epochs),
-        facets.settling_figure(chosen(settling, metric=metric, reference=against)),
+        overviews.accuracy_figure(pd.DataFrame() if epochs is None else epochs),
+        overviews.settling_figure(chosen(settling, metric=metric, reference=against)),
         facets.matrices_figure(matrices),
         {name: rows_of(table) for name, table in held.items()},
     )
