@@ -6,12 +6,14 @@ import importlib
 import itertools
 import json
 import math
+import multiprocessing
+import threading
 
 import numpy as np
 import pytest
 
 from epochlens.commands import bench
-from epochlens.sweep.bench import command, training
+from epochlens.sweep.bench import command, sides, training
 from epochlens.sweep.bench.timing import Comparison, Result, largest_difference, measure, relative_norm
 
 RESULT = Result("p", "task", "peer", 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, math.nan, 0.0)
@@ -100,3 +102,26 @@ def test_the_study_s_grid_counts_two_trainings_of_the_peer_and_maps_of_both():
     assert (found.ours, found.theirs, found.ratio) == (9.0, 36.0, 4.0)
     missing = training.grid("fp32", [*epochs, RESULT._replace(ratio=math.nan)], maps)
     assert math.isnan(missing.ratio)
+
+
+def test_a_side_does_its_own_work_as_often_as_it_is_asked_to(monkeypatch):
+    items = ["a sentence", compared(1.0, 2.0), compared(1.0, 5.0)]
+    monkeypatch.setattr(sides, "comparisons_of", lambda part, quick: iter(items))
+    links = []
+    for side in ("ours", "theirs"):
+        link, other = multiprocessing.Pipe()
+        links.append(link)
+        threading.Thread(target=sides.serve, args=(other, "part", True, side), daemon=True).start()
+    found = []
+    for _ in items[1:]:
+        found.append([sides.ask(link)[1].item() for link in links for _ in range(2)])
+        for link in links:
+            link.send("next")
+    assert found == [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 5.0, 5.0]]
+
+
+def test_times_come_from_whoever_runs_the_work():
+    one = np.array([1.0])
+    runs = iter([(9.0, one), (1.0, one), (3.0, one), (2.0, one)])  # the first is to warm up
+    found = measure(compared(1.0, 1.0), 3, lambda: next(runs), lambda: (8.0, one))
+    assert (found.ours, found.theirs, found.ratio) == (2.0, 8.0, 4.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -13,12 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from epochlens.errors import UsageError, unknown
-from epochlens.sweep.bench.timing import Comparison, Result, Unavailable, measure
+from epochlens.sweep.bench.sides import comparisons_of, measure_apart
+from epochlens.sweep.bench.timing import Comparison, Result, Unavailable, measure, one_thread
 from epochlens.sweep.progress import duration, grid_table
 
 PARTS = (
@@ -33,6 +32,8 @@ PARTS = (
     "gpu",
 )
 """modules beside this one, each with `comparisons(quick)`"""
+APART = ("attribution", "quality")
+"""parts that compare what a trial does: ours and the peer's in a process each"""
 ALL = "all"
 SLOW = 1.0
 """seconds from which on times are told in seconds"""
@@ -123,24 +124,15 @@ def run_part(part: str, quick: bool) -> Iterator[Result | str]:
 def send_part(link: Connection, part: str, quick: bool) -> None:
     """Sends what the part measures, then None; or why this machine cannot measure it."""
     one_thread()
-    module: Any = importlib.import_module(f"epochlens.sweep.bench.{part}")
+    repeats = 3 if quick else 9
     with contextlib.suppress(KeyboardInterrupt):  # the command itself is interrupted too, and says so
         try:
-            for item in module.comparisons(quick):
-                link.send(measure(item, 3 if quick else 9) if isinstance(item, Comparison) else item)
+            found = measure_apart(part, quick, repeats) if part in APART else comparisons_of(part, quick)
+            for item in found:
+                link.send(measure(item, repeats) if isinstance(item, Comparison) else item)
             link.send(None)
         except Unavailable as reason:
             link.send(reason)
-
-
-def one_thread() -> None:
-    """One thread for everyone, as a trial has."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of processes started from here
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(1)
-    threadpool_limits(1)  # of NumPy's libraries, which are loaded already
 
 
 def line(result: Result) -> str:

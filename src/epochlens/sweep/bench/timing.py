@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Clock = Callable[[], float]
+Timed = Callable[[], tuple[float, Any]]
+"""does a piece of work; the seconds it took, and its result"""
 
 
 class Unavailable(RuntimeError):
@@ -54,18 +58,23 @@ class Result(NamedTuple):
     note: str = ""
 
 
-def measure(comparison: Comparison, repeats: int) -> Result:
+def measure(
+    comparison: Comparison, repeats: int, run_ours: Timed | None = None, run_theirs: Timed | None = None
+) -> Result:
     """Runs both once to warm up and to compare their results, then in turn, and takes medians.
 
-    The spread is that of the ratios of neighbouring repeats (their quartiles).
+    The spread is that of the ratios of neighbouring repeats (their quartiles). Both run in this process
+    unless told how to run them.
     """
     c = comparison
-    difference = c.difference(c.ours(), c.theirs()) if c.repeats != 1 else float("nan")
+    run_ours = run_ours or partial(timed, c.ours, c.clock)
+    run_theirs = run_theirs or partial(timed, c.theirs, c.clock)
+    difference = c.difference(run_ours()[1], run_theirs()[1]) if c.repeats != 1 else float("nan")
     ours, theirs, results = [], [], None
     for _ in range(c.repeats or repeats):
-        seconds, mine = timed(c.ours, c.clock)
+        seconds, mine = run_ours()
         ours.append(seconds)
-        seconds, other = timed(c.theirs, c.clock)
+        seconds, other = run_theirs()
         theirs.append(seconds)
         results = mine, other
     if c.repeats == 1 and results is not None:  # too long to run once more for comparing only
@@ -80,6 +89,16 @@ def measure(comparison: Comparison, repeats: int) -> Result:
         c.part, c.task, c.peer, median, peer, ratio, float(low), float(high), c.target,
         c.floor / median, difference, note,
     )  # fmt: skip
+
+
+def one_thread() -> None:
+    """One thread for everyone, as a trial has."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes started from here
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # of NumPy's libraries, which are loaded already
 
 
 def timed(function: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
