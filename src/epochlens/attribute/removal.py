@@ -131,7 +131,8 @@ def blackened(images: Tensor, chosen: Tensor, together: int) -> Iterable[Tensor]
             drawn = flat.index_select(0, owners)  # twice as fast as flat[owners]
             yield drawn.scatter_(1, chosen[rows], darkest[owners]).view(-1, *images.shape[1:])
 
-    if images.device.type != "cpu" or runs * images.nbytes > KEPT_BYTES:
+    large = runs * images.nbytes > KEPT_BYTES
+    if large or images.device.type != "cpu" or torch.is_inference_mode_enabled():  # which counts no writes
         return draw()
     batches = list(draw())
     _kept[:] = [Kept(images.clone(), chosen, together, batches, _writes(batches))]
