@@ -15,7 +15,7 @@ from epochlens import config
 from epochlens.attribute.methods import all_methods, attribute
 from epochlens.attribute.quality import assess, evaluate
 from epochlens.errors import UsageError
-from epochlens.record import retrieval
+from epochlens.record import ledger, retrieval
 from epochlens.record.tracker import Tracker
 from epochlens.sweep.measurement import quality_frames
 
@@ -108,7 +108,7 @@ def test_an_epoch_with_damaged_quality_is_done_anew_and_the_rest_kept(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     record(whole, range(4), finish=True)
     record(broken, range(3))
-    retrieval.epoch_file(broken, 1, "quality").write_bytes(b"")
+    ledger.epoch_file(broken, 1, "quality").write_bytes(b"")
     assert list(retrieval.committed(broken)) == [0, 2]
     record(broken, range(4), finish=True)
     pd.testing.assert_frame_equal(retrieval.read_quality(broken), retrieval.read_quality(whole))  # type: ignore[arg-type]

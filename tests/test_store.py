@@ -99,7 +99,7 @@ def hurt(path, damage: str) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_epoch_is_not_committed(tmp_path, damage):
     folder = record_run(tmp_path / "run", finish=False)
-    hurt(retrieval.epoch_file(folder, 2), damage)
+    hurt(ledger.epoch_file(folder, 2), damage)
     entries = retrieval.committed(folder)
     assert list(entries) == [0, 1, 3]
     assert retrieval.latest_state(folder, entries) is None  # epoch 3's checkpoint would skip epoch 2

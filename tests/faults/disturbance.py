@@ -149,7 +149,7 @@ def wait_for_commits(root: Path, count: int, process: subprocess.Popen | None = 
     """Waits until some run has so many commits, and returns its folder."""
 
     def found() -> Path | None:
-        return next((folder for folder in folders(root) if ledger.count_commits(folder) >= count), None)
+        return next((folder for folder in folders(root) if len(ledger.read_entries(folder)) >= count), None)
 
     return wait_for(root, found, process)
 

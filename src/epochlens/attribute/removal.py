@@ -48,7 +48,7 @@ class Assessment(NamedTuple):
 
 
 SPLIT_BY_ITSELF = 4
-"""times as many images for a network whose `splits_batches` says that it cuts a batch to fit the cache"""
+"""times as many images for a network whose `splits_batches` says that it cuts them to fit the cache"""
 KEPT_BYTES = 2**26
 """altered images that are kept for the next epoch"""
 
@@ -60,8 +60,6 @@ class Kept(NamedTuple):
     chosen: Tensor
     together: int
     batches: list[Tensor]
-    writes: int
-    """how often anyone had written to the batches: a network may"""
 
 
 _kept: list[Kept] = []
@@ -112,16 +110,16 @@ def random_subsets(seed: int, rows: int, features: int, size: int) -> Tensor:
     )
 
 
-def blackened(images: Tensor, chosen: Tensor, together: int) -> Iterable[Tensor]:
+def blackened(images: Tensor, chosen: Tensor, together: int) -> Iterator[Tensor]:
     """Batches of every image in turn without each of its subsets [N*R, size]: set to its darkest value.
 
-    The last ones are kept where they are few, as subsets are.
+    The last ones, up to KEPT_BYTES on the CPU, are kept: the next epoch is assessed with them. What is given
+    out are copies, for a network may write to its input.
     """
     for kept in _kept:
-        untouched = _writes(kept.batches) == kept.writes
-        same = kept.chosen is chosen and kept.together == together and _same(kept.images, images)
-        if same and untouched:
-            return kept.batches
+        same = kept.chosen is chosen and kept.images.dtype == images.dtype and images.device.type == "cpu"
+        if same and kept.together == together and torch.equal(kept.images, images):
+            return (batch.clone() for batch in kept.batches)
     runs, flat = len(chosen) // len(images), images.flatten(1)
     darkest = flat.amin(1, keepdim=True).expand(-1, chosen.shape[1])
 
@@ -131,20 +129,11 @@ def blackened(images: Tensor, chosen: Tensor, together: int) -> Iterable[Tensor]
             drawn = flat.index_select(0, owners)  # twice as fast as flat[owners]
             yield drawn.scatter_(1, chosen[rows], darkest[owners]).view(-1, *images.shape[1:])
 
-    large = runs * images.nbytes > KEPT_BYTES
-    if large or images.device.type != "cpu" or torch.is_inference_mode_enabled():  # which counts no writes
+    if images.device.type != "cpu" or runs * images.nbytes > KEPT_BYTES:
         return draw()
     batches = list(draw())
-    _kept[:] = [Kept(images.clone(), chosen, together, batches, _writes(batches))]
-    return batches
-
-
-def _writes(batches: list[Tensor]) -> int:
-    return sum(batch._version for batch in batches)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    _kept[:] = [Kept(images.clone(), chosen, together, batches)]
+    return (batch.clone() for batch in batches)
 
 
 def deletion(subject: Subject, generator: torch.Generator, *, steps: int = 20) -> Assessment:
@@ -208,8 +197,8 @@ def _probabilities(subject: Subject, outputs: Tensor) -> Tensor:
 
 
 def forward(model: nn.Module, images: Tensor) -> Tensor:
-    """The network's outputs [N,K] for images [N,...]."""
-    return logits(model, images.split(batch_size(model, images)))
+    """The network's outputs [N,K] for images [N,...], which it gets copies of."""
+    return logits(model, (part.clone() for part in images.split(batch_size(model, images))))
 
 
 def logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
@@ -220,7 +209,8 @@ def logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
 
 def batch_size(model: nn.Module, images: Tensor) -> int:
     """How many images of that size and on that device go through this network at once, without gradients."""
-    return images_per_batch(images) * (SPLIT_BY_ITSELF if getattr(model, "splits_batches", False) else 1)
+    itself = images.device.type == "cpu" and getattr(model, "splits_batches", False)
+    return images_per_batch(images) * (SPLIT_BY_ITSELF if itself else 1)
 
 
 def wide(x: Tensor) -> Tensor:

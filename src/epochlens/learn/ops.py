@@ -55,7 +55,7 @@ class PooledNetwork(nn.Sequential):
     """
 
     splits_batches = True
-    """goes through a batch in parts that stay in the cache: give it large ones"""
+    """on a CPU it goes through a batch in parts that stay in the cache: give it large ones"""
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits [N,K] of images [N,C,H,W]."""

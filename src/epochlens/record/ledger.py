@@ -1,4 +1,4 @@
-"""The ledger of an unfinished run: a line per committed epoch, each with its own checksum."""
+"""The ledger of an unfinished run: a line per committed epoch, which vouches for that epoch's files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 else:
     pd = LazyModule("pandas")
 
+STATES = ("state.pt", "state-previous.pt")
+"""the checkpoints, the latest first"""
 METRICS = ("train_loss", "test_loss", "accuracy", "seconds_train", "seconds_eval", "seconds_attribute")
 
 
@@ -37,6 +39,11 @@ class Entry(NamedTuple):
     """SHA-256 of the epoch's quality file, or "" when quality was not measured"""
 
 
+def epoch_file(folder: Path, epoch: int, kind: str = "attributions") -> Path:
+    """Where an epoch's `attributions` or `quality` lie while the run is unfinished."""
+    return folder / kind / f"epoch-{epoch:04d}.parquet"
+
+
 def append_entry(folder: Path, entry: Entry) -> None:
     """Adds the entry to the ledger as a line that carries its own checksum."""
     text = json.dumps(entry._asdict(), sort_keys=True)
@@ -52,12 +59,17 @@ def append_entry(folder: Path, entry: Entry) -> None:
 
 def read_ledger(folder: Path) -> dict[int, Entry]:
     """The ledger's believable entries by epoch, of several lines for an epoch the last."""
+    entries = {entry.epoch: entry for entry in read_entries(folder)}
+    return dict(sorted(entries.items()))
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """The entry of every believable line, in order; none when there is no ledger."""
     try:
         lines = (folder / "ledger.jsonl").read_bytes().splitlines()
     except OSError:
-        return {}
-    entries = {entry.epoch: entry for line in lines if (entry := parse_entry(line)) is not None}
-    return dict(sorted(entries.items()))
+        return []
+    return [entry for line in lines if (entry := parse_entry(line)) is not None]
 
 
 def parse_entry(line: bytes) -> Entry | None:
@@ -72,15 +84,6 @@ def parse_entry(line: bytes) -> Entry | None:
     texts = entry.maps, entry.state, entry.quality
     known = isinstance(entry.epoch, int) and isinstance(entry.metrics, dict)
     return entry if known and entry.epoch >= 0 and all(isinstance(text, str) for text in texts) else None
-
-
-def count_commits(folder: Path) -> int:
-    """Commits of epochs to the unfinished run so far, each repetition counted."""
-    try:
-        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
-    except OSError:
-        return 0
-    return sum(parse_entry(line) is not None for line in lines)
 
 
 def metrics_frame(entries: Mapping[int, Entry]) -> pd.DataFrame:

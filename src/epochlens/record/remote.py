@@ -9,7 +9,7 @@
 An object counts only if a marker names it, with its size and SHA-256. `push` uploads what has changed, under
 keys that were never used before, and writes the marker last; then it removes objects that no marker needs. So
 a reader finds the files before a push or those after it, whatever happens in between; and an object that is
-damaged or gone makes only what depends on it count as not there, as `store` finds in the local copy.
+damaged or gone makes only what depends on it count as not there, as `retrieval` finds in the local copy.
 
 Two attempts at one run push the same bytes. The marker lists their tokens in the order in which they came:
 one that is no longer the last marks nothing, and finds the run claimed by another in its local copy.
@@ -40,8 +40,8 @@ from epochlens.record.files import (
 from epochlens.record.objects import Place, RemoteError
 
 MARKER, LOCK = "marker.json", "lock.json"
-APART = ("runs", "tune")
-"""folders of a sweep that are not its own files: runs have markers, Ray Tune's state is scratch"""
+APART = ("runs", "tune", "damaged")
+"""folders that are not mirrored: runs have markers, Ray Tune's state is scratch, damaged files stay here"""
 FINISHED = 10**9
 """progress of a finished run: more than any number of epochs"""
 RENEWED, STALE = 20.0, 120.0

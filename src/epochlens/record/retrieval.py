@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from epochlens.lazy import LazyModule
 from epochlens.record import tables
 from epochlens.record.files import checksum, file_checksum, read_json, unchanged_checksum
-from epochlens.record.ledger import Entry, metrics_frame, read_ledger
+from epochlens.record.ledger import STATES, Entry, epoch_file, metrics_frame, read_ledger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,18 +73,13 @@ def count_rows(path: Path) -> int:
         return -1
 
 
-def epoch_file(folder: Path, epoch: int, kind: str = "attributions") -> Path:
-    """Where an epoch's `attributions` or `quality` lie while the run is unfinished."""
-    return folder / kind / f"epoch-{epoch:04d}.parquet"
-
-
 def latest_state(folder: Path, entries: Mapping[int, Entry]) -> bytes | None:
     """The newest checkpoint that the ledger vouches for and that has every epoch up to it committed."""
     whole = 0
     while whole in entries:
         whole += 1
     vouched = {entry.state for epoch, entry in entries.items() if epoch < whole and entry.state}
-    for name in ("state.pt", "state-previous.pt"):
+    for name in STATES:
         with contextlib.suppress(OSError):
             content = (folder / name).read_bytes()
             if checksum(content) in vouched:

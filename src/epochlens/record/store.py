@@ -8,7 +8,7 @@ While a run trains, an epoch is committed in three steps, and only the second ma
  3. `state.pt`, the checkpoint (the one before it stays as `state-previous.pt`).
 A finished run is gathered into `attributions.parquet`, `epochs.parquet` and `quality.parquet`, then
 `run.json` says "done" with the checksum of each file, and only then the working files go. Readers believe
-checksums and row counts, never mere files; an attempt moves those that it does not believe to `damaged/`.
+checksums and row counts, never mere files; what an attempt does not believe it keeps apart, in `damaged/`.
 
 A worker that its driver has lost may go on writing while another one does the run again. Both write the same
 bytes for an epoch, so it does not matter whose line comes last; and the attempt that claimed the run last
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -42,13 +43,12 @@ from epochlens.record.files import (
     write_whole,
     written_beside,
 )
-from epochlens.record.ledger import Entry, append_entry, count_commits, metrics_frame, read_ledger
-from epochlens.record.retrieval import StoreError, committed, count_rows, epoch_file, is_done, join_frames
+from epochlens.record.ledger import STATES, Entry, append_entry, epoch_file, metrics_frame, read_entries
+from epochlens.record.retrieval import StoreError, committed, count_rows, is_done, join_frames
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STATES = ("state.pt", "state-previous.pt")
 WORKING = ("ledger.jsonl", *STATES, "attempt.json")
 
 
@@ -71,7 +71,7 @@ def begin_run(folder: Path, record: Mapping[str, Any], images, labels, indices) 
     probe = tables.npz_bytes(images=images, labels=labels, indices=indices)
     kept = write_whole(folder / "probe.npz", probe)
     (folder / "error.log").unlink(missing_ok=True)
-    write_json(folder / "run.json", {**record, "probe": kept, "status": "running"})
+    write_json(folder / "run.json", {**record, **damage(folder), "probe": kept, "status": "running"})
 
 
 def claim(folder: Path, who: Mapping[str, Any]) -> str:
@@ -89,23 +89,41 @@ def is_claimed(folder: Path, token: str) -> bool:
     return path.exists() if attempt is None else attempt.get("token") == token
 
 
-def quarantine(folder: Path, entries: Mapping[int, Entry]) -> list[str]:
-    """Moves what an unfinished run holds and its ledger contradicts into `damaged/`; returns all names there.
+def quarantine(folder: Path, entries: Mapping[int, Entry]) -> None:
+    """Keeps in `damaged/` what an unfinished run holds and its ledger does not vouch for.
 
-    `entries` are the epochs whose files are whole. Nothing reads what is moved: its epoch is done anew.
+    `entries` are the epochs whose files are whole. Nothing reads what is not vouched for; where it lies it is
+    replaced when its epoch is done anew.
     """
-    states = {folder / name: file_checksum(folder / name) for name in STATES}
-    entered = read_ledger(folder)  # after the checkpoints, so that it vouches for another attempt's latest
-    suspects = [path for path, found in states.items() if found not in {e.state for e in entered.values()}]
-    for epoch, entry in entered.items():
-        expected = {"attributions": entry.maps, "quality": entry.quality} if epoch not in entries else {}
-        places = {epoch_file(folder, epoch, kind): told for kind, told in expected.items() if told}
-        suspects += [path for path, told in places.items() if file_checksum(path) != told]
-    for path in filter(Path.exists, suspects):
-        (folder / "damaged").mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another attempt does the same
-            path.rename(folder / "damaged" / f"{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    return sorted(path.name for path in folder.glob("damaged/*"))
+    states = {name: file_checksum(folder / name) for name in STATES}
+    lines = read_entries(folder)  # after the checkpoints, so that it vouches for another attempt's latest
+    vouched = {line.state for line in lines}
+    suspects = [(folder / name, found) for name, found in states.items() if found not in vouched]
+    for entry in {line.epoch: line for line in lines}.values():
+        for kind, told in (("attributions", entry.maps), ("quality", entry.quality)):
+            path = epoch_file(folder, entry.epoch, kind)
+            if told and entry.epoch not in entries and (found := file_checksum(path)) != told:
+                suspects.append((path, found))
+    for path, found in suspects:
+        if found:
+            keep_apart(folder, path, found)
+
+
+def keep_apart(folder: Path, path: Path, found: str) -> None:
+    """Gives a file of the run with this checksum a second name in `damaged/`, which outlives the first."""
+    (folder / "damaged").mkdir(exist_ok=True)
+    kept = folder / "damaged" / f"{found[:8]}-{'-'.join(path.relative_to(folder).parts)}"
+    with contextlib.suppress(FileNotFoundError, FileExistsError):  # another attempt was faster
+        try:
+            os.link(path, kept)
+        except PermissionError:  # a file system without links
+            shutil.copyfile(path, kept)
+
+
+def damage(folder: Path) -> dict[str, list[str]]:
+    """What run.json says of files that were kept apart, if there are any."""
+    names = sorted(path.name for path in folder.glob("damaged/*"))
+    return {"damaged": names} if names else {}
 
 
 def commit_epoch(
@@ -175,9 +193,9 @@ def finish_run(
         write_whole(folder / "attributions.npz", tables.npz_bytes(**loaded._asdict()))
         names.append("attributions.npz")
     checksums = {name: file_checksum(folder / name) for name in names if (folder / name).exists()}
-    repeated = count_commits(folder) - len(entries)
-    about = {**record, "status": "done", "epochs_repeated": repeated, "files": checksums}
-    write_json(folder / "run.json", about)
+    repeated = len(read_entries(folder)) - len(entries)
+    about = {"status": "done", "epochs_repeated": repeated, "files": checksums}
+    write_json(folder / "run.json", {**record, **damage(folder), **about})
     step("done")
     remove_working_files(folder)
 
@@ -211,5 +229,6 @@ def fail_run(folder: Path, record: Mapping[str, Any], error: str, log: str) -> P
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "error.log"
     write_whole(path, log.encode())
-    write_json(folder / "run.json", {**record, "status": "failed", "error": error, "log": str(path)})
+    about = {"status": "failed", "error": error, "log": str(path)}
+    write_json(folder / "run.json", {**record, **damage(folder), **about})
     return path

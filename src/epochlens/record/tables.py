@@ -1,4 +1,4 @@
-"""Maps and metrics as Parquet and npz: schemas, writing, reading. Where they lie is `store`'s matter."""
+"""Maps and metrics as Parquet and npz: schemas, writing, reading. Where they lie is not its matter."""
 
 from __future__ import annotations
 

@@ -79,8 +79,7 @@ class Tracker:
         self.about |= identity
         store.keep_other_run(self.folder, identity, *arrays, self.samples)
         self.entries = retrieval.committed(self.folder)
-        if damaged := store.quarantine(self.folder, self.entries):
-            self.about["damaged"] = damaged
+        store.quarantine(self.folder, self.entries)
         store.begin_run(self.folder, self.about, *arrays, self.samples)
         self.weights = flat_weights(self.model) if self.entries else None
         self.outputs = self._probabilities() if self.entries else None

@@ -1,4 +1,4 @@
-"""The rehearsal of a run: its parts are made and timed here, on a few steps, a few images and made-up maps.
+"""The rehearsal of a run and of a figure: parts are made and timed here, on a few steps and made-up maps.
 
 Timed is CPU time, so that other work on the machine does not count.
 """

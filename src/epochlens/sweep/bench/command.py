@@ -38,6 +38,8 @@ ALL = "all"
 SLOW = 1.0
 """seconds from which on times are told in seconds"""
 PLAIN_WIDTH = 220
+UNWINDING = 10.0
+"""seconds that an interrupted part has to end"""
 HEADER = ["part", "work", "peer", "ours", "peer's", "ratio", "spread", "at least", "of the limit"]
 
 
@@ -118,7 +120,8 @@ def run_part(part: str, quick: bool) -> Iterator[Result | str]:
         worker.join()
         raise Died(f"failed: its process ended with code {worker.exitcode}") from None
     finally:
-        worker.terminate()  # nothing, if it has ended
+        worker.join(UNWINDING)  # it is interrupted too, and may have a cluster to end
+        worker.terminate()
 
 
 def send_part(link: Connection, part: str, quick: bool) -> None:

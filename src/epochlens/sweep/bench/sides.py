@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -48,10 +49,11 @@ def serve(link: Connection, part: str, quick: bool, side: str) -> None:
     one_thread()
     if side == "ours":
         keep_freed_memory()
-    for item in comparisons_of(part, quick):
-        if isinstance(item, Comparison):
-            while link.recv() == "again":
-                link.send(timed(getattr(item, side), item.clock))
+    with suppress(KeyboardInterrupt):  # the command is interrupted too, and says so
+        for item in comparisons_of(part, quick):
+            if isinstance(item, Comparison):
+                while link.recv() == "again":
+                    link.send(timed(getattr(item, side), item.clock))
 
 
 def comparisons_of(part: str, quick: bool) -> Iterator[Comparison | Result | str]:
