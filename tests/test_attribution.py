@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from photographs import crops
 from torch import nn
 
 from epochlens.attribute import gradients, methods, smoothing
@@ -78,10 +79,12 @@ def test_input_x_gradient_is_the_product():
     torch.testing.assert_close(attribute(model, images, targets, "input_x_gradient"), product)
 
 
+@pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_methods_equal_captum(seed):
+def test_methods_equal_captum(seed, real):
     captum = pytest.importorskip("captum.attr")
     model, (images, targets) = network(seed).eval(), batch(seed=seed + 10)
+    images = crops(len(images), 2, 7, seed) if real else images
     peers = {
         "saliency": captum.Saliency(model).attribute(images, targets, abs=False),
         "input_x_gradient": captum.InputXGradient(model).attribute(images, targets),
@@ -154,10 +157,12 @@ def test_smoothgrad_is_the_mean_over_its_own_draws(base):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize(("seed", "noise"), [(0, 0.0), (1, 0.3), (2, 0.1)])
-def test_gradient_shap_equals_captum_with_the_same_draws(seed, noise, monkeypatch):
+def test_gradient_shap_equals_captum_with_the_same_draws(seed, noise, real, monkeypatch):
     captum = pytest.importorskip("captum.attr")
     model, (images, targets) = network(seed).eval(), batch(seed=seed)
+    images = crops(len(images), 2, 7, seed) if real else images
     generator, alphas, noises = torch.Generator().manual_seed(seed), [], []
     for _ in images:
         alphas.append(torch.rand(6, generator=generator))

@@ -66,6 +66,45 @@ def test_nothing_imports_what_stands_above(path):
         assert outside - set(sys.stdlib_module_names) <= MEASURE_NEEDS
 
 
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+
+
+def imported_for_types(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Names that a module imports for type checkers only, and those that it binds instead at run time."""
+    typed, bound = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and is_for_types(node):
+            typed |= {
+                alias.asname or alias.name.split(".")[0]
+                for part in node.body
+                if isinstance(part, ast.Import | ast.ImportFrom)
+                for alias in part.names
+            }
+            names = (name for part in node.orelse for name in ast.walk(part))
+            bound |= {n.id for n in names if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return typed, bound
+
+
+def read_at_run_time(node: ast.AST) -> set[str]:
+    """Names that are looked up when the code runs: annotations are not."""
+    found = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else set()
+    skipped = {"annotation", "returns"} | ({"body"} if is_for_types(node) else set())
+    for field, value in ast.iter_fields(node):
+        if field not in skipped:
+            parts = value if isinstance(value, list) else [value]
+            found |= {name for part in parts if isinstance(part, ast.AST) for name in read_at_run_time(part)}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_is_imported_for_types_is_there_at_run_time(path):
+    tree = ast.parse(path.read_text())
+    typed, bound = imported_for_types(tree)
+    local = {n.asname or n.name for n in ast.walk(tree) if isinstance(n, ast.alias)} - typed
+    assert (typed & read_at_run_time(tree)) - bound - local == set()
+
+
 def loaded_after(code: str) -> set[str]:
     script = f"{code}\nimport sys; print(' '.join(m for m in sys.modules if '.' not in m))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -96,12 +96,14 @@ def test_an_exception_in_the_loop_keeps_what_was_recorded_and_a_new_tracker_goes
     model = network()
     with pytest.raises(KeyboardInterrupt), epochlens.Tracker(model, x[:4], y[:4], store=tmp_path) as tracker:
         tracker.record(0)
-        tracker.record(1)
+        train_epoch(model, torch.optim.SGD(model.parameters(), lr=0.1), x, y)
+        said = tracker.record(1)
         raise KeyboardInterrupt
     assert retrieval.run_status(tmp_path)[0] == "partial"
     again = epochlens.Tracker(model, x[:4], y[:4], store=tmp_path)
     before = retrieval.committed(tmp_path)
-    assert again.record(1) == before[1].metrics  # not explained again
+    assert again.record(1) == said  # read, not explained again
+    assert retrieval.committed(tmp_path)[1].maps == before[1].maps
     assert again.record(2)["weight_change"] == 0.0
     again.finish()
     assert retrieval.run_status(tmp_path)[0] == "done"
@@ -137,6 +139,23 @@ def test_epochs_of_another_training_are_not_mixed_in(features, tmp_path):
     second = epochlens.Tracker(network(1), x[:40], y[:40], ["saliency"], tmp_path)
     with pytest.raises(retrieval.StoreError, match="another training"):
         second.record(0)
+
+
+def test_inference_mode_around_it_changes_nothing(features, tmp_path):
+    x, y = features
+    found = []
+    for name, mode in (("plain", torch.inference_mode(False)), ("inference", torch.inference_mode())):
+        model = network()
+        with mode:
+            images = x[:4].clone()
+            tracker = epochlens.Tracker(
+                model, images, targets=y[:4], store=tmp_path / name, quality=["deletion"]
+            )
+            tracker.record(0)
+        found.append((retrieval.load(tmp_path / name), retrieval.read_quality(tmp_path / name)))
+    (plain, judged), (inference, judged_too) = found
+    assert np.array_equal(plain.attributions, inference.attributions)
+    assert judged is not None and judged.equals(judged_too)
 
 
 def test_drift_goes_on_after_a_resumption(features, tmp_path):
@@ -204,10 +223,12 @@ def test_lightning_callback_records_every_epoch(features, tmp_path, monkeypatch)
     callback.on_train_start(trainer, module)
     for trainer.current_epoch in range(2):
         callback.on_train_epoch_end(trainer, module)
+        trainer.callback_metrics |= logged[-1] if logged else {}  # Lightning tells what was logged before
     callback.on_train_end(trainer, module)
     assert retrieval.load(tmp_path / "run").epochs.tolist() == [0, 1, 2]
     assert retrieval.read_epochs(tmp_path / "run")["accuracy"].tolist()[1:] == [0.25, 0.25]
     assert logged[-1]["cosine_to_previous/saliency"] == pytest.approx(1.0)
+    assert not [name for name in retrieval.read_epochs(tmp_path / "run") if name.startswith("cosine")]
 
 
 def test_trainer_callback_records_every_epoch(features, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,26 +13,35 @@ from epochlens.lazy import LazyModule
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 else:
     torch = LazyModule("torch")
 
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with frozen parameters; afterwards as before, whatever happened."""
+    """The model in eval mode with frozen parameters; afterwards as before, whatever happened.
+
+    Gradients can be taken inside, also where the caller is in inference mode.
+    """
     modes = [(module, module.training) for module in model.modules()]
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     try:
         model.eval()
         for parameter, _ in trainable:
             parameter.requires_grad_(False)
-        yield
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, mode in trainable:
             parameter.requires_grad_(mode)
+
+
+def differentiable(images: Tensor) -> Tensor:
+    """The images as gradients can be taken of them, inside `borrowed`: copied if inference mode made them."""
+    return images.detach().clone() if images.is_inference() else images.detach()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from epochlens.attribute import adapters, cams, controls, gradients, perturbation, smoothing
-from epochlens.attribute.isolation import borrowed
+from epochlens.attribute.isolation import borrowed, differentiable
 from epochlens.errors import UsageError, unknown
 from epochlens.lazy import LazyModule
 
@@ -74,7 +74,7 @@ def attribute(
     if name not in METHODS or is_stochastic(name):
         settings["generator"] = generator
     with borrowed(model):
-        maps = find_method(name)(model, images.detach(), targets.to(images.device), **settings)
+        maps = find_method(name)(model, differentiable(images), targets.to(images.device), **settings)
     return _checked(name, maps, images)
 
 
@@ -119,7 +119,7 @@ def _attribute_family(
     name, options = next(iter(parsed.values()))
     compute = next(function for names, function in FAMILIES.items() if name in names)
     with borrowed(model):
-        maps = compute(model, images.detach(), targets.to(images.device), **options)
+        maps = compute(model, differentiable(images), targets.to(images.device), **options)
     return {label: _checked(name, maps[name], images) for label, (name, _) in parsed.items()}
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from epochlens.attribute.isolation import borrowed
+from epochlens.attribute.isolation import borrowed, differentiable
 from epochlens.attribute.methods import attribute, named_generator
 from epochlens.attribute.reexplanation import randomisation, relative_input_stability
 from epochlens.attribute.removal import (
@@ -147,7 +147,7 @@ def evaluate(
     settings = check_options(name, settings | options)
     value = head if head in VALUES else value_names([name])[0]
     generator = named_generator(0, f"quality/{name}") if generator is None else generator
-    subject = Subject(model, images.detach(), targets, {method: maps}, explain_afresh)
+    subject = Subject(model, images, targets, {method: maps}, explain_afresh)
     found = _measure(subject, name, settings, generator)
     return found.values[method, value].to(images)
 
@@ -171,7 +171,7 @@ def assess(
     same. Raises as `evaluate` does, and as `value_names`.
     """
     value_names(metrics)
-    subject = Subject(model, images.detach(), targets, maps, explain or explain_afresh)
+    subject = Subject(model, images, targets, maps, explain or explain_afresh)
     values, curves, fractions = {}, {}, torch.empty(0, dtype=torch.float64)
     for label in metrics:
         name, options = parse_metric(label)
@@ -192,6 +192,7 @@ def _measure(
     maps = {label: found.detach().to(images.device) for label, found in subject.maps.items()}
     subject = subject._replace(maps=maps, targets=subject.targets.to(images.device).long())
     with borrowed(subject.model):
+        subject = subject._replace(images=differentiable(images))
         return QUALITY[name].function(subject, generator, **options)
 
 

@@ -88,7 +88,7 @@ def numbers(logged: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, value in logged.items():
         with contextlib.suppress(TypeError, ValueError):
-            if name not in ("epoch", "state"):
+            if name not in ("epoch", "state") and not name.startswith(DRIFT):  # which is of the epoch before
                 found[name] = float(value)
     return found
 

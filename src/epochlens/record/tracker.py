@@ -36,7 +36,7 @@ DRIFT = "cosine_to_previous"
 class Tracker:
     """Explains `images` [N,C,H,W] (or [N,...]) with every method at each `record` and commits the maps.
 
-    `labels` [N] are the classes explained (with target="predicted": the network's own choice at that epoch).
+    `targets` [N] are the classes explained (with target="predicted": the network's own choice at that epoch).
     `store` is the run's folder. Epochs of an unfinished run that it already holds are not explained again, so
     a loop that goes on from a checkpoint makes its Tracker after loading it; a finished run, or one of other
     images, methods, target or seed, is kept aside as FOLDER.old-1. `samples` [N] number the images in
@@ -50,7 +50,7 @@ class Tracker:
         self,
         model: nn.Module,
         images: Tensor,
-        labels: Tensor,
+        targets: Tensor,
         methods: Sequence[str] = ("saliency", "integrated_gradients"),
         store: str | Path = "results/tracked",
         *,
@@ -62,7 +62,7 @@ class Tracker:
         epochs: int | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.images, self.labels = model, images, labels
+        self.model, self.images, self.labels = model, images, targets
         self.methods = [method_label(method) for method in methods]
         self.samples = np.asarray(range(len(images)) if samples is None else samples, np.int32)
         self.target, self.seed, self.folder = target, seed, Path(store)
@@ -102,9 +102,11 @@ class Tracker:
         started = time.perf_counter()
         changes = self._changes()
         if epoch in self.entries:
-            self._check_same_network(epoch)
+            held = self._held(epoch)
             store.commit_entry(self.folder, self.entries[epoch], state)
-            return self.entries[epoch].metrics
+            before = max((e for e in self.entries if e < epoch), default=None)
+            former = None if before is None else retrieval.load(self.folder, epochs=[before])
+            return self.entries[epoch].metrics | drifts(self.methods, former, held)
         maps = self.explain(epoch)
         metrics = {**metrics, **changes, "seconds_attribute": time.perf_counter() - started}
         quality = None
@@ -117,13 +119,14 @@ class Tracker:
         self.maps = maps
         return metrics | drift
 
-    def _check_same_network(self, epoch: int) -> None:
-        """Raises StoreError if the epoch was recorded of a network that predicts otherwise."""
+    def _held(self, epoch: int) -> Maps:
+        """The maps of a recorded epoch. Raises StoreError if it was recorded of another network."""
         held = retrieval.load(self.folder, epochs=[epoch])
         if self.outputs is None or not np.array_equal(held.predictions[0], self.outputs.argmax(1).cpu()):
             raise retrieval.StoreError(
                 f"{self.folder} holds epoch {epoch} of another training: choose another store, or remove it"
             )
+        return held
 
     def explain(self, epoch: int) -> Maps:
         """The maps of all methods now, as they would be recorded for `epoch`.

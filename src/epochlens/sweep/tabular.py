@@ -32,7 +32,7 @@ else:
     similarity = LazyModule("epochlens.measure.similarity")
     stability = LazyModule("epochlens.measure.stability")
     statistics = LazyModule("epochlens.measure.statistics")
-    store = LazyModule("epochlens.record.store")
+    files = LazyModule("epochlens.record.files")
     style = LazyModule("epochlens.show.style")
     drawing = LazyModule("epochlens.show.tabular")
 
