@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics.pairwise import cosine_similarity
 
-from epochlens.attribute.methods import attribute
+from epochlens.attribute.methods import METHODS, attribute
+from epochlens.attribute.quality import QUALITY, VALUES
 from epochlens.commands import analyze, export, grid
 from epochlens.learn import data, models, streams, training
 from epochlens.record import files, retrieval
@@ -311,3 +313,42 @@ def test_analyze_and_export_work_on_a_finished_sweep(copy, capsys):
     assert bits(copy / "results" / "s") == before
     assert export(["s", *places, "--output", str(copy / "pt")]) == 0
     assert len(list((copy / "pt").glob("digits_*_lr0.01_seed?_vanilla.pt"))) == 4
+
+
+def test_every_method_and_quality_metric_and_the_readme_s_own_method_are_swept(tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    [example] = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "my_file.py" in b]
+    (tmp_path / "my_file.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    own = ["my_file.py:my_method", "my_file.py:my_method:power=3"]
+    few = ["lime:samples=8,segments=4", "superpixel_delta:segments=4", "smoothgrad:samples=2"]
+    others = [m for m in METHODS if m not in ("lime", "superpixel_delta", "smoothgrad")]
+    quality = ["relative_input_stability:samples=3", *(m for m in QUALITY if m != "relative_input_stability")]
+    arguments = [
+        "--models",
+        "gapnet",
+        "--lrs",
+        "0.01",
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+        "--probe-samples",
+        "3",
+    ]
+    arguments += ["--methods", *others, *few, *own, "--quality", *quality, "--name", "every"]
+    code, document = sweep(tmp_path, *arguments)
+    assert code == 0
+    [run] = document["runs"]
+    folder = tmp_path / "results" / "every" / "runs" / run["run_id"]
+    maps = retrieval.load(folder)
+    assert set(maps.methods) == {*others, *few, *own}
+    of = {method: maps.attributions[:, m].astype(float) for m, method in enumerate(maps.methods)}
+    slope = of["saliency"]
+    np.testing.assert_allclose(of[own[0]], np.sign(slope) * slope**2, rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(of[own[1]], slope**3, rtol=1e-4, atol=1e-12)
+    judged = retrieval.read_quality(folder)
+    assert judged is not None and set(judged["method"]) == set(maps.methods)
+    assert set(judged["metric"]) >= set(VALUES)
+    undefined = judged[judged["fraction"].isna()].groupby("metric")["value"].apply(lambda v: v.isna().mean())
+    assert not undefined[["sparseness", "relative_input_stability_valid"]].any()

@@ -174,6 +174,7 @@ def share(
         keep_weights=sweep.keep_weights,
         npz=sweep.npz,
         place=place,
+        origin=Path.cwd(),
     )
     return begin_session(shared)
 

@@ -53,6 +53,8 @@ class Shared:
     """names the driver"""
     place: remote.Place | None = None
     """where results lie on object storage; `folder` is their local copy then, on every node"""
+    origin: Path = Path()
+    """the driver's working folder: relative names of files, as of a user's method, start there"""
 
 
 def trial(config: Mapping[str, Any], shared: Shared) -> None:
@@ -62,6 +64,8 @@ def trial(config: Mapping[str, Any], shared: Shared) -> None:
     """
     if shared.place is None and shared.session:
         nodes.check_sees(shared.folder, shared.session)
+    if shared.origin.is_dir():
+        os.chdir(shared.origin)
     runs = [shared.runs[run_id] for run_id in config["runs"]]
     prepare_process(shared.threads)
     gauges = make_gauges()
