@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pandas as pd
 import pytest
 from test_sweep import SMALL, sweep
 
+from epochlens.commands import analyze
 from epochlens.measure import nulls
 from epochlens.measure.similarity import cosine, spearman_abs
 from epochlens.record import retrieval, store
 from epochlens.record.tables import REDRAW
+from epochlens.sweep import analysis
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 SMOOTH = "smoothgrad:samples=3"
@@ -151,6 +154,47 @@ def test_settling_is_counted_image_by_image(analysed):
         first = int(column.index[below[-1] + 1]) if len(below) else 1
         assert chosen["epoch"][sample] == first
         assert chosen["censored"][sample] == (first == 5)
+
+
+def test_patience_is_how_many_epochs_must_agree(analysed, tmp_path):
+    tables, _, results = analysed
+    places = ["--results-dir", str(results.parent), "--plots-dir", str(tmp_path)]
+    copy = results.parent / "patient"
+    shutil.copytree(results, copy)
+    assert analyze(["patient", *places, "--patience", "4"]) == 0
+    patient = {path.stem: pd.read_parquet(path) for path in (copy / "tables").glob("*.parquet")}
+    assert set(patient["settling_summary"]["patience"]) == {4}
+    defaults = tables["settling_summary"].groupby("reference")["patience"].unique()
+    assert defaults["final"].tolist() == [2] and defaults["previous"].tolist() == [3]
+    keys = ["seed", "method", "metric", "reference", "sample"]
+    images = [part["settling_images"].set_index(keys).sort_index() for part in (tables, patient)]
+    before: Any
+    after: Any
+    for reference in ("final", "previous"):
+        before, after = (part.xs(reference, level="reference") for part in images)
+        # Five trained epochs; a streak of four or more begins at epoch 2 or earlier.
+        late = before["censored"] | (before["epoch"] > 2)
+        assert (after["censored"] == late).all() and (after["epoch"] == before["epoch"].where(~late, 5)).all()
+    before, after = (part["stabilisation"] for part in (tables, patient))
+    for name, flag in (("epoch", "censored"), ("accuracy_epoch", "accuracy_censored")):
+        late = before[flag] | (before[name] > 2)
+        assert (after[flag] == late).all() and (after[name] == before[name].where(~late, 5)).all()
+    assert late.any() and not before["censored"].all()
+    same = pd.testing.assert_frame_equal
+    same(patient["stability_summary"], tables["stability_summary"])
+    grid = analysis.find_grid(copy)
+    marks = {analysis.fingerprint(grid, 0.95, tmp_path, patience) for patience in (None, 2, 4)}
+    assert len(marks) == 3
+    assert not analysis.is_current(copy, tmp_path / "patient"), "the grid command would analyse anew"
+
+
+@pytest.mark.parametrize("bad", ["0", "1", "-3", "2.5", "many", ""])
+def test_a_patience_that_is_no_count_is_refused(analysed, tmp_path, capsys, bad):
+    results = analysed[2]
+    places = ["--results-dir", str(results.parent), "--plots-dir", str(tmp_path)]
+    assert analyze([results.name, *places, f"--patience={bad}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: patience") and "at least 2" in error
 
 
 def test_runs_that_explain_different_images_are_not_compared_over_seeds(tmp_path):

@@ -641,6 +641,8 @@ def test_the_first_page_answers_in_words_what_the_tables_hold(tmp_path, known):
     ends = (3.0, 7.0) if known else (np.nan, np.nan)
     medians = np.array([5.0, 6.0, 8.0, np.nan])
     summary = one.assign(median=medians, ci_low=ends[0], ci_high=ends[1], accuracy_median=4.5)
+    scaled = summary.assign(metric="calibrated_cosine", median=medians + 20, ci_low=21.0, ci_high=29.0)
+    summary = pd.concat([summary, scaled])
     (folder / "tables").mkdir()
     summary.to_parquet(folder / "tables" / "settling_summary.parquet")
     images.to_parquet(folder / "tables" / "settling_images.parquet")
@@ -655,6 +657,10 @@ def test_the_first_page_answers_in_words_what_the_tables_hold(tmp_path, known):
     assert f"saliency maps settle at epoch 8 ({low:g} to {high_text})" in text_of(mine)
     assert "integrated gradients maps do not settle" in text_of(mine)
     assert "test accuracy at epoch 4.5" in text_of(mine)
+    calibrated = (
+        "Calibrated: saliency epoch 28 (21 to 29), integrated gradients do not settle before epoch 21."
+    )
+    assert calibrated in text_of(mine) and "0 is another image of the class" in text_of(told[1])
     assert ("95 % interval." if known else "middle half") in text_of(told[1])
 
 

@@ -268,7 +268,7 @@ def build_comparisons(
                 "method": method,
                 "outcome": outcome,
                 "n": 10,
-                "n_missing": i % 2,
+                "n_missing": int(p != p),
                 "mean_difference": 0.034 * (-1) ** i,
                 "ci_low": 0.01,
                 "ci_high": 0.05,
@@ -276,9 +276,11 @@ def build_comparisons(
                 "p": p,
                 "p_adjusted": np.minimum(1.0, p * 12),
                 "effect_size": (0.9 if p < 0.1 else 0.1) * (-1) ** i if p == p else np.nan,
-                "missing": "seed 3" if i % 2 else "",
+                "missing": "b: 3" if p != p else "",
                 "effect_low": max((0.9 if p < 0.1 else 0.1) * (-1) ** i - 0.3, -1) if p == p else np.nan,
                 "effect_high": (0.9 if p < 0.1 else 0.1) * (-1) ** i + 0.1 if p == p else np.nan,
+                "n_censored": 0,
+                "n_unknown": 0,
             }
         )
     return pd.DataFrame(rows)
@@ -504,11 +506,24 @@ def test_a_lag_is_drawn_with_its_interval_and_arrows_where_that_has_no_end():
     ]
 
 
+def test_lags_by_the_raw_and_the_calibrated_cosine_stand_side_by_side():
+    raw = lag_table()["settling_summary"]
+    later = lag_table(median_low=11, median_high=11, low=8, high=np.inf, n_censored=2)["settling_summary"]
+    both = pd.concat([raw, later.assign(metric="calibrated_cosine")])
+    figure = draw("lag", {"settling_summary": both})
+    assert len(figure.axes) == 2
+    assert [points.tolist() for points in lines_named(figure, "lag:saliency")] == [[[6, 0]], [[11, 0]]]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+    assert "n = 10, 0/2 censored" in words_of(figure) and "calibrated cosine" in words_of(figure)
+
+
 def test_conditions_and_their_coverage_are_means_over_seeds(tables):
     figure = draw("conditioned", tables)
-    frame = only(tables["conditioned"], condition="flipped", method="saliency", **MINE).groupby("epoch")
-    for name, column in (("mean:flipped", "value"), ("coverage:flipped", "coverage")):
-        np.testing.assert_allclose(lines_named(figure, name)[0][:, 1], frame[column].mean(), rtol=1e-12)
+    for condition in ("flipped", "kept", "always_right", "ever_right"):
+        mine = only(tables["conditioned"], condition=condition, method="saliency", **MINE).groupby("epoch")
+        for name, column in (("mean", "value"), ("coverage", "coverage")):
+            drawn = lines_named(figure, f"{name}:{condition}")[0][:, 1]
+            np.testing.assert_allclose(drawn, mine[column].mean(), rtol=1e-12)
     assert len(figure.axes) == 32 and len(panels_with(figure, "coverage:kept")) == 16
     upper, lower = panels_with(figure, "mean:kept")[0], panels_with(figure, "coverage:kept")[0]
     assert lower.get_position().y1 < upper.get_position().y0, "coverage stands below its curves"
@@ -555,6 +570,15 @@ def test_effect_sizes_are_filled_where_they_hold_and_the_rest_is_counted(tables)
     assert f"the {len(many) - 40} with the largest p are left out" in words_of(figure)
 
 
+def test_effect_sizes_name_the_censored_pairs(tables):
+    frame = tables["comparisons"]
+    touched = frame.assign(n_censored=np.where(frame["outcome"] == "mean_cosine", 3, 0))
+    said = words_of(draw("effect_sizes", {"comparisons": touched}))
+    rows = touched[touched["p_adjusted"].notna()]
+    assert said.count("n = 10, 3 censored, p = ") == (rows["n_censored"] == 3).sum() > 0
+    assert said.count("n = 10, p = ") == (rows["n_censored"] == 0).sum()
+
+
 def test_tables_of_before_intervals_of_effects_still_draw(tables):
     older = tables["comparisons"].drop(columns=["effect_low", "effect_high"])
     figure = draw("effect_sizes", {"comparisons": older})
@@ -594,6 +618,21 @@ def test_settling_draws_a_censored_median_open(tables):
     fills = {line.get_gid(): line.get_markerfacecolor() for line in ax.lines if line.get_gid()}
     assert fills["median:saliency"] == "white" and fills["median:integrated_gradients"] != "white"
     assert {x for (x, _) in np.concatenate(lines_named(ax.figure, "median:saliency"))} == {6.0}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("settled", "place", "name"), [(2, 3.0, "median"), (1, 6.0, "bound")])
+def test_settling_draws_where_half_of_the_seeds_accuracies_had_settled(tables, settled, place, name):
+    # Four seeds, the last epoch 6: with two settled at 2 and 3 the median is 3, with one not before 6.
+    seed, late = tables["stabilisation"]["seed"], tables["stabilisation"]["seed"] >= settled
+    accuracy = {"accuracy_epoch": np.where(late, 6.0, seed + 2.0), "accuracy_censored": late}
+    (ax,) = draw("settling", {"stabilisation": tables["stabilisation"].assign(**accuracy)}).axes
+    bars: dict[Any, Any] = {c.get_gid(): c for c in ax.collections if "accuracy:" in str(c.get_gid())}
+    assert list(bars) == [f"accuracy:{name}"]
+    (bar,) = {float(line[0, 0]) for line in bars[f"accuracy:{name}"].get_segments()}
+    assert bar == place
+    arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None) and text.xyann == (place, 0.35)]  # type: ignore[attr-defined]
+    dotted = bars[f"accuracy:{name}"].get_linestyle()[0][1] is not None
+    assert dotted == bool(arrows) == (name == "bound")
 
 
 def test_final_points_are_the_last_epochs_of_all_runs(tables):

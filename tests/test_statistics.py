@@ -205,13 +205,101 @@ def test_equal_sides_differ_in_nothing_and_one_pair_tells_nothing():
     same = paired_test(a, a)
     assert (same["p"], same["statistic"], same["effect_size"], same["mean_difference"]) == (1, 0, 0, 0)
     for few in (paired_test(a[:1], a[1:2]), paired_test([], []), paired_test([1, np.nan], [2, 3])):
-        assert few.pop("n") < 2 and np.isnan(list(few.values())).all()
+        assert few.pop("n") < 2 and few.pop("n_censored") == few.pop("n_unknown") == 0
+        assert np.isnan(list(few.values())).all()
 
 
 def test_the_test_rejects_a_true_null_as_often_as_it_may():
     rng = np.random.default_rng(0)
     p = np.array([paired_test(rng.normal(size=10), rng.normal(size=10))["p"] for _ in range(2000)])
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 2000))
+
+
+def test_censored_pairs_by_hand():
+    # Last epoch 50. Seeds: -7 and +3 exact, a later (50 against 40, 50 against 49), b later, both unknown.
+    a, a_late = [10, 33, 50, 50, 20, 50], [0, 0, 1, 1, 0, 1]
+    b, b_late = [17, 30, 40, 49, 50, 50], [0, 0, 0, 0, 1, 1]
+    result = paired_test(a, b, a_late, b_late)
+    assert (result["n"], result["n_censored"], result["n_unknown"]) == (5, 4, 1)
+    # Ranks of the sizes: 3 first, 7 second, the three censored share the mean of 3, 4 and 5.
+    signs, sizes = np.array([-1, 1, 1, 1, -1]), np.array([2, 1, 4, 4, 4])
+    assert result["effect_size"] == pytest.approx(signs @ sizes / 15)
+    sums = np.array([np.array(flips) @ sizes for flips in product([-1, 1], repeat=5)])
+    assert result["p"] == pytest.approx(np.mean(np.abs(sums) >= abs(signs @ sizes)))
+    assert result["statistic"] == 2 + 4
+    assert np.isnan([result[name] for name in ("mean_difference", "ci_low", "ci_high")]).all()
+    swapped = paired_test(b, a, b_late, a_late)
+    assert swapped["effect_size"] == -result["effect_size"] and swapped["p"] == result["p"]
+
+
+def test_a_pair_of_which_either_side_may_be_later_is_left_out_and_no_tie():
+    late = paired_test([20] * 5, [20] * 5, [True] * 5, [True] * 5)
+    assert (late["n"], late["n_censored"], late["n_unknown"]) == (0, 5, 5)
+    assert np.isnan([late[name] for name in ("mean_difference", "p", "effect_size")]).all()
+    # Followed to 20 only, a may be before or after what b does at 20 or 30.
+    short = paired_test([20, 20, 20], [19, 20, 30], True, False)
+    assert (short["n"], short["n_unknown"]) == (1, 2)
+    none = paired_test([3, 4, 9], [5, 4, 2], False, [False] * 3)
+    assert none == paired_test([3, 4, 9], [5, 4, 2]) and none["n_censored"] == 0
+
+
+def planted_epochs(rng, n, shift, last):
+    """Settling epochs of n seeds under two conditions that share the seed: seen until last, flags, truth."""
+    seed = rng.normal(3, 0.4, n)
+    a, b = (np.ceil(np.exp(seed + rng.normal(move, 0.5, n))) for move in (shift, 0))
+    return (np.minimum(a, last), np.minimum(b, last), a >= last, b >= last), a - b
+
+
+@pytest.mark.parametrize("last", [1000, 40, 25])
+def test_p_keeps_its_level_however_much_is_censored(last):
+    rng = np.random.default_rng(last)
+    p = np.array([paired_test(*planted_epochs(rng, 12, 0, last)[0])["p"] for _ in range(2000)])
+    for level in (0.05, 0.2):
+        above = 4 * np.sqrt(level * (1 - level) / 2000)
+        assert 0.5 * level < (p <= level).mean() <= level + above
+    shifted = [paired_test(*planted_epochs(rng, 12, 0.7, last)[0])["p"] for _ in range(200)]
+    assert np.mean(np.array(shifted) <= 0.05) > 0.5
+
+
+@pytest.mark.parametrize("last", [40, 25])
+def test_the_bounds_of_an_effect_cover_that_of_the_epochs_behind_the_censoring(last):
+    rng = np.random.default_rng(last)
+    truth = planted_epochs(rng, 40_000, 0.4, last)[1]
+    sums = truth[:20_000] + truth[20_000:]
+    true = np.mean(sums > 0) - np.mean(sums < 0)
+    tests = [paired_test(*planted_epochs(rng, 10, 0.4, last)[0]) for _ in range(1000)]
+    assert np.mean([test["effect_low"] <= true <= test["effect_high"] for test in tests]) >= 0.93
+    assert all(np.isnan(test["ci_low"]) for test in tests if test["n_censored"] > test["n_unknown"])
+
+
+def test_a_difference_beyond_the_end_of_training_is_not_told_as_a_small_one():
+    rng = np.random.default_rng(0)
+    b = rng.integers(51, 80, 10)
+    a = b - 36
+    assert (a < 50).all()
+    naive = paired_test(a, np.minimum(b, 50))
+    assert naive["ci_low"] > -36, "the planted difference is outside the interval of what was seen"
+    result = paired_test(a, np.minimum(b, 50), False, b >= 50)
+    assert (result["n"], result["n_censored"], result["effect_size"], result["p"]) == (10, 10, -1, 2 / 2**10)
+    assert np.isnan([result[name] for name in ("mean_difference", "ci_low", "ci_high")]).all()
+
+
+def test_censored_outcomes_are_compared_as_such():
+    table = outcomes()
+    table["censored"] = (table["outcome"] == "lag") & (table["value"] > 1)
+    table.loc[table["censored"], "value"] = 1.0
+    result: Any = compare(table.sample(frac=1, random_state=0))
+    flags = table.assign(value=table["censored"])
+    for _, row in result.iterrows():
+        sides = [pick(table, row, side) for side in "ab"]
+        expected = paired_test(*sides, *(pick(flags, row, side).astype(bool) for side in "ab"))
+        found = {name: row[name] for name in expected}
+        np.testing.assert_array_equal(list(found.values()), list(expected.values()))
+    by_outcome = result.groupby("outcome")[["n_censored", "n_unknown"]].sum()
+    assert (by_outcome.loc["lag"] > 0).all() and (by_outcome.loc["final"] == 0).all()
+    plain: Any = compare(table.drop(columns="censored"))
+    same = result["outcome"] == "final"
+    pd.testing.assert_frame_equal(result[same], plain[same])
 
 
 def outcomes(seeds=range(8)) -> Any:
@@ -238,7 +326,7 @@ def test_every_comparison_is_the_paired_test_of_its_two_sides():
     assert result.columns.tolist() == [
         *("factor", "a", "b", "dataset", "model", "learning_rate", "method", "outcome", "n", "n_missing"),
         *("mean_difference", "ci_low", "ci_high", "statistic", "p", "p_adjusted", "effect_size", "missing"),
-        *("effect_low", "effect_high"),
+        *("effect_low", "effect_high", "n_censored", "n_unknown"),
     ]
     # Two outcomes: 1 pair of datasets x 6, 1 of rates x 6, 3 of methods x 4; the one model has none.
     assert result.groupby("factor").size().to_dict() == {"dataset": 12, "learning_rate": 12, "method": 24}

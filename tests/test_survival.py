@@ -14,6 +14,7 @@ from epochlens.measure.survival import (
     cluster_bootstrap_median,
     kaplan_meier,
     median_interval,
+    median_or_bound,
     paired_lag,
 )
 
@@ -102,6 +103,30 @@ def test_bounds_enclose_the_median_and_widen_with_the_level(drawn):
     assert low <= high and (np.isnan(median) or low <= median <= high)
     _, lower, higher = median_interval(times, events, level=0.99)
     assert lower <= low and high <= higher
+
+
+def test_a_median_is_told_as_a_bound_where_it_is_not_reached():
+    # Half of ten settled: the fifth is the median, though it has no upper bound.
+    half = [43, 44, 45, 48, 49, 50, 50, 50, 50, 50]
+    assert median_or_bound(half, np.arange(10) < 5) == (49, False)
+    assert median_interval(half, np.arange(10) < 5)[2] == np.inf
+    assert median_or_bound([43, 44, 45, 48, *[50] * 6], np.arange(10) < 4) == (50, True)
+    assert median_or_bound([50, 50], [False, False]) == (50, True)
+    # Followed for 10, 20 and 30 epochs: the second might have settled next, the median is not before 20.
+    assert median_or_bound([30, 10, 20, np.nan], [False] * 4) == (20, True)
+    assert median_or_bound([3, 9, 4], [True] * 3) == (4, False)
+    nothing, bound = median_or_bound([np.nan], [True])
+    assert np.isnan(nothing) and not bound
+
+
+@settings(max_examples=60, deadline=None)
+@given(some_times, st.integers(0, 2**32 - 1))
+def test_the_median_is_not_before_its_bound_whenever_the_censored_settle(drawn, seed):
+    times, events = np.array(drawn).T
+    told, bound = median_or_bound(times, events)
+    if bound:
+        later = times + np.where(events, 0, np.random.default_rng(seed).integers(0, 9, len(times)))
+        assert median_interval(later, np.ones(len(times)))[0] >= told
 
 
 @pytest.mark.parametrize("n", [10, 30])

@@ -119,6 +119,13 @@ def analyze(arguments: Sequence[str]) -> int:
     parser.add_argument("--results-dir", default="results", help="folder of results (default: results)")
     parser.add_argument("--plots-dir", default="plots", help="folder of figures (default: plots)")
     parser.add_argument("--tau", default="0.95", help="similarity that counts as settled (default: 0.95)")
+    parser.add_argument(
+        "--patience",
+        default=None,
+        metavar="N",
+        help="epochs that must agree, the last one included, to count as settled "
+        "(default: 2 with the final maps, 3 with the previous epoch's)",
+    )
     parser.add_argument("--address", default=None, help="address of a Ray cluster")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     given = parser.parse_args(arguments)
@@ -129,9 +136,10 @@ def analyze(arguments: Sequence[str]) -> int:
     config.check_writable("results_dir", folder)
     analysis.find_places(folder)
     sweep = config.Sweep(address=given.address, dashboard=False)
-    tau, place = threshold(given.tau), remote_place(given.sweep, results)
+    tau, patience = threshold(given.tau), agreeing_epochs(given.patience)
+    place = remote_place(given.sweep, results)
     with only_the_document_on_stdout(given.json):
-        document, code = grid_run.analyze_only(folder, plots, sweep, tau, given.json, place)
+        document, code = grid_run.analyze_only(folder, plots, sweep, tau, given.json, place, patience)
     if given.json:
         print(json.dumps(document, indent=2, default=str))
     return code
@@ -148,6 +156,18 @@ def threshold(text: str) -> float:
         if 0 < float(text) <= 1:
             return float(text)
     raise UsageError("tau", text, "is not a number above 0 and at most 1")
+
+
+def agreeing_epochs(text: str | None) -> int | None:
+    """A whole number of at least 2, or None where none is asked for. Raises UsageError."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if int(text) >= 2:
+            return int(text)
+    raise UsageError(
+        "patience", text, "is not a whole number of at least 2: the last epoch agrees with itself"
+    )
 
 
 def find_folder(name: str, results: str) -> Path:
@@ -194,16 +214,19 @@ def export(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def analyze_path(path: str | Path, plots: str | Path | None = None, tau: float = 0.95) -> dict[str, Any]:
+def analyze_path(
+    path: str | Path, plots: str | Path | None = None, tau: float = 0.95, patience: int | None = None
+) -> dict[str, Any]:
     """Analyses a folder of recorded runs; returns its tables by name, as DataFrames.
 
-    Figures and report go to `plots`, by default `plots/NAME`. Starts Ray here unless it runs already.
-    Raises UsageError when the folder holds no finished run.
+    Figures and report go to `plots`, by default `plots/NAME`. Settled is what keeps a similarity of `tau` for
+    `patience` epochs (None: 2 with the final maps, 3 with the previous epoch's). Starts Ray here unless it
+    runs already. Raises UsageError when the folder holds no finished run.
     """
     folder = Path(path).absolute()
     target = Path(plots).absolute() if plots else Path("plots").absolute() / folder.name
     with cluster.ray_cluster(config.Sweep(dashboard=False)):
-        return analysis.analyze(folder, target, tau).tables
+        return analysis.analyze(folder, target, tau, patience=patience).tables
 
 
 @usage_errors_named

@@ -68,20 +68,25 @@ def _streak_begins(
 
 
 def stabilisation(
-    by_seed: pd.DataFrame, epochs: pd.DataFrame, tau: float = 0.95, metrics: Sequence[str] = SIMILARITIES
+    by_seed: pd.DataFrame,
+    epochs: pd.DataFrame,
+    tau: float = 0.95,
+    metrics: Sequence[str] = SIMILARITIES,
+    patience: int = 2,
 ) -> pd.DataFrame:
     """When each run's maps settle, and how long after its accuracy.
 
     by_seed: columns dataset, model, learning_rate, seed, method, epoch, reference, metric, value; used are
     rows with reference `final`, one of metrics and a trained epoch (>= 1). epochs: the same run columns,
     epoch and accuracy. Result: a row per run, method and metric with epoch and censored (see settling_epoch),
-    accuracy_epoch, lag = epoch - accuracy_epoch and accuracy_censored. Accuracy settles by the same rule on
-    min(a, final) / max(a, final); equal ones agree, 0 too. Where a run has no final accuracy, accuracy_epoch
-    and lag are NaN and accuracy_censored is True. Raises ValueError when runs share all of a row's keys.
+    accuracy_epoch, lag = epoch - accuracy_epoch and accuracy_censored. Accuracy settles by the same rule and
+    patience on min(a, final) / max(a, final); equal ones agree, 0 too. Where a run has no final accuracy,
+    accuracy_epoch and lag are NaN and accuracy_censored is True. Raises ValueError when runs share all of a
+    row's keys.
     """
     wanted = (by_seed["reference"] == "final") & by_seed["metric"].isin(metrics) & (by_seed["epoch"] >= 1)
-    settled = _settle(by_seed.loc[wanted], [*RUN, "method", "metric"], "value", tau)
-    accuracy = _settle(_accuracy_ratio(epochs), RUN, "ratio", tau)
+    settled = _settle(by_seed.loc[wanted], [*RUN, "method", "metric"], "value", tau, patience)
+    accuracy = _settle(_accuracy_ratio(epochs), RUN, "ratio", tau, patience)
     accuracy = accuracy.rename(columns={"epoch": "accuracy_epoch", "censored": "accuracy_censored"})
     table = settled.merge(accuracy, on=RUN, how="left")
     table["accuracy_epoch"] = table["accuracy_epoch"].astype(np.float64)
@@ -105,6 +110,7 @@ def _settle(
     keys: list[str],
     column: str,
     tau: float,
+    patience: int,
     rule: Callable[..., tuple[NDArray, NDArray]] = settling_epoch,
 ) -> pd.DataFrame:
     """Apply the rule to each group of rows that share keys: columns keys, epoch, censored."""
@@ -121,5 +127,5 @@ def _settle(
     for length in np.unique(lengths):
         which = np.flatnonzero(lengths == length)
         rows = starts[which, None] + np.arange(length)
-        epoch[which], censored[which] = rule(values[rows], epochs[rows], tau)
+        epoch[which], censored[which] = rule(values[rows], epochs[rows], tau, patience)
     return table.loc[starts, keys].reset_index(drop=True).assign(epoch=epoch, censored=censored)

@@ -21,7 +21,7 @@ TEST_COLUMNS = ["mean_difference", "ci_low", "ci_high", "statistic", "p", "effec
 EFFECT_BOUNDS = ["effect_low", "effect_high"]
 EXACT_UP_TO = 50
 COMPARISON_COLUMNS = ["factor", "a", "b", *FACTORS, "outcome", "n", "n_missing", *TEST_COLUMNS, "missing"]
-COMPARISON_COLUMNS += EFFECT_BOUNDS
+COMPARISON_COLUMNS += [*EFFECT_BOUNDS, "n_censored", "n_unknown"]
 COMPARISON_COLUMNS.insert(COMPARISON_COLUMNS.index("p") + 1, "p_adjusted")
 
 
@@ -73,25 +73,46 @@ def holm(p: ArrayLike) -> Floats:
     return adjusted.reshape(p.shape)
 
 
-def paired_test(a: ArrayLike, b: ArrayLike) -> dict[str, float]:
+def paired_test(
+    a: ArrayLike, b: ArrayLike, a_censored: ArrayLike = False, b_censored: ArrayLike = False
+) -> dict[str, float]:
     """Wilcoxon signed-rank test of paired values [n], with the mean difference a - b and its 95 % t interval.
 
-    Keys n, mean_difference, ci_low, ci_high, statistic, p, effect_size, effect_low, effect_high. Pairs whose
-    difference is not finite are left out of n, and the test drops zero differences. p is two-sided, exact up
-    to 50 differences with or without ties, the normal approximation beyond. effect_size is the matched-pairs
-    rank-biserial correlation in [-1, 1] (1: a larger in every pair that differs), with the bounds of
-    effect_interval over the pairs that differ. If none does, p is 1, statistic and effect_size are 0 and its
-    bounds NaN. All but n are NaN for n < 2. Wilcoxon 1945, Kerby 2014.
+    Keys n, n_censored, n_unknown, mean_difference, ci_low, ci_high, statistic, p, effect_size, effect_low,
+    effect_high. Pairs whose difference is not finite are left out of n, and the test drops zero differences.
+    p is two-sided, exact up to 50 differences with or without ties, the normal approximation beyond.
+    effect_size is the matched-pairs rank-biserial correlation in [-1, 1] (1: a larger in every pair that
+    differs), with the bounds of effect_interval over the pairs that differ. If none does, p is 1, statistic
+    and effect_size are 0 and its bounds NaN. All but the counts are NaN for n < 2. Wilcoxon 1945, Kerby 2014.
+
+    A value flagged as censored, [n] or one flag for all, is that or larger. n_censored counts the pairs with
+    one. Where both sides are, or the other one lies at or beyond the censored one, either may be larger: such
+    a pair is left out of n and counted in n_unknown. Otherwise the censored side is the larger, by an unknown
+    amount: these pairs share the largest rank (worst-rank scores, Lachin 1999), and the mean difference and
+    its interval are NaN. If both sides of a pair are followed equally long and do not differ in
+    distribution, swapping them changes signs but neither ranks nor which pairs are left out, so p is as exact
+    as without censoring; sides followed for different times are not comparable. That pairs censored on both
+    sides carry nothing: Woolson and Lachenbruch 1980.
     """
     with np.errstate(invalid="ignore"):
         differences = np.subtract(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    flags = (np.broadcast_to(np.asarray(f, bool), differences.shape) for f in (a_censored, b_censored))
+    late, early = (flag[np.isfinite(differences)] for flag in flags)
     differences = differences[np.isfinite(differences)]
+    known = ~(late | early) | (late & ~early & (differences > 0)) | (early & ~late & (differences < 0))
+    counts = {
+        "n": int(known.sum()),
+        "n_censored": int((late | early).sum()),
+        "n_unknown": int((~known).sum()),
+    }
+    differences, is_bound = differences[known], (late | early)[known]
     if len(differences) < 2:
-        return {"n": len(differences)} | dict.fromkeys([*TEST_COLUMNS, *EFFECT_BOUNDS], np.nan)
-    mean, low, high = (float(bound) for bound in t_interval(differences))
-    differing, statistic, p, effect = _signed_ranks(differences)
+        return counts | dict.fromkeys([*TEST_COLUMNS, *EFFECT_BOUNDS], np.nan)
+    mean, low, high = np.full(3, np.nan) if is_bound.any() else map(float, t_interval(differences))
+    largest = 2 * np.abs(differences).max() * np.sign(differences)
+    differing, statistic, p, effect = _signed_ranks(np.where(is_bound, largest, differences))
     values = (mean, low, high, statistic, p, effect, *effect_interval(effect, differing))
-    return {"n": len(differences)} | dict(zip([*TEST_COLUMNS, *EFFECT_BOUNDS], values, strict=True))
+    return counts | dict(zip([*TEST_COLUMNS, *EFFECT_BOUNDS], map(float, values), strict=True))
 
 
 def effect_interval(effect: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -117,14 +138,17 @@ def effect_interval(effect: float, n: int, level: float = 0.95) -> tuple[float, 
 def compare(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Paired tests, seed by seed, of conditions that differ in one factor only.
 
-    outcomes: columns dataset, model, learning_rate, method, seed, outcome, value. The result has a row per
-    factor (the first four columns), pair a, b of its sorted levels, combination of the other factors and
-    outcome for which either side has a value. Columns factor, a, b, dataset, model, learning_rate, method (as
-    strings; the factor's own holds "*"), outcome, n (complete pairs), n_missing (seeds with a finite value on
-    one side only), the results of paired_test for a - b, p_adjusted (Holm over all tests of one outcome) and
-    missing. Incomplete pairs are refused: where n_missing > 0 the test's columns are NaN and missing tells
-    which side lacks which seeds ("b: 3, 7"; else ""). Raises ValueError when a seed has two values for one
-    condition and outcome.
+    outcomes: columns dataset, model, learning_rate, method, seed, outcome, value, and censored where values
+    may be lower bounds (see paired_test; without the column none is). The result has a row per factor (the
+    first four columns), pair a, b of its sorted levels, combination of the other factors and outcome for
+    which either side has a value. Columns factor, a, b, dataset, model, learning_rate, method (as strings;
+    the factor's own holds "*"), outcome, n (complete pairs less n_unknown), n_missing (seeds with a finite
+    value on one side only), the results of paired_test for a - b, p_adjusted (Holm over all tests of one
+    outcome) and missing. Incomplete pairs are refused: where n_missing > 0 the test's columns are NaN,
+    n_censored and n_unknown 0, and missing tells which side lacks which seeds ("b: 3, 7"; else ""). Up to 50
+    pairs that differ, p enumerates all assignments of signs to the ranks that occur, ties included: for few
+    seeds it is the permutation test of the signed ranks, not an approximation of it. Raises ValueError when
+    a seed has two values for one condition and outcome.
     """
     table = outcomes.loc[np.isfinite(outcomes["value"].to_numpy(np.float64))]
     rows = [row for factor in FACTORS for row in _compare_levels(table, factor)]
@@ -137,28 +161,31 @@ def compare(outcomes: pd.DataFrame) -> pd.DataFrame:
 def _compare_levels(table: pd.DataFrame, factor: str) -> list[dict[str, object]]:
     keys = [*(other for other in FACTORS if other != factor), "outcome"]
     plain = pd.DataFrame({name: np.asarray(table[name]) for name in [*FACTORS, "outcome", "seed", "value"]})
+    plain["censored"] = np.asarray(table["censored"], np.float64) if "censored" in table else 0.0
     if plain.duplicated([*FACTORS, "outcome", "seed"]).any():
         raise ValueError("a seed has more than one value for the same condition and outcome")
-    wide = plain.pivot(index=[*keys, "seed"], columns=factor, values="value")
+    wide = plain.pivot(index=[*keys, "seed"], columns=factor, values=["value", "censored"])
     rows: list[dict[str, object]] = []
-    for a, b in combinations(sorted(wide.columns), 2):
-        sides = wide.reindex(columns=[a, b]).dropna(how="all")
+    for a, b in combinations(sorted(plain[factor].unique()), 2):
+        sides = wide[[("value", a), ("value", b), ("censored", a), ("censored", b)]].dropna(how="all")
         for group, pairs in sides.groupby(level=keys, sort=True):
             others = {key: str(level) for key, level in zip(keys, cast(tuple, group), strict=True)}
             names = {"factor": factor, "a": str(a), "b": str(b), factor: "*"}
-            rows.append(names | others | _test_complete(pairs))
+            rows.append(names | others | _test_complete(cast(pd.DataFrame, pairs)))
     return rows
 
 
 def _test_complete(pairs: pd.DataFrame) -> dict[str, object]:
-    """The paired test of two columns indexed by seed, or NaN and the seeds that one of them lacks."""
-    seeds, values = pairs.index.get_level_values("seed").to_numpy(), pairs.to_numpy(np.float64)
+    """The paired test of two columns of values and two of flags, or NaN and the seeds that a side lacks."""
+    seeds, held = pairs.index.get_level_values("seed").to_numpy(), pairs.to_numpy(np.float64)
+    values, censored = held[:, :2], held[:, 2:] == 1
     absent = np.isnan(values)
     lacking = [(side, seeds[gone]) for side, gone in zip("ab", absent.T, strict=True) if gone.any()]
     missing = "; ".join(f"{side}: {', '.join(map(str, gone))}" for side, gone in lacking)
     n_missing = int(absent.sum())
-    test = paired_test([], []) if n_missing else paired_test(*values.T)
-    return {**test, "n": len(seeds) - n_missing, "n_missing": n_missing, "missing": missing}
+    test = paired_test([], []) if n_missing else paired_test(*values.T, *censored.T)
+    n = len(seeds) - n_missing - int(test["n_unknown"])
+    return {**test, "n": n, "n_missing": n_missing, "missing": missing}
 
 
 def _signed_ranks(differences: Floats) -> tuple[int, float, float, float]:

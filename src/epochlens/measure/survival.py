@@ -56,6 +56,19 @@ def median_interval(times: ArrayLike, events: ArrayLike, level: float = 0.95) ->
     return (np.nan if np.isinf(median) else median), min(low, float(distinct[-1])), high
 
 
+def median_or_bound(times: ArrayLike, events: ArrayLike) -> tuple[float, bool]:
+    """Kaplan-Meier median, or else the earliest that the median can be: (epoch, whether it is only a bound).
+
+    The bound is the time by which one half of all have an event or are censored: had these settled right
+    there, it would be the median. (NaN, False) where all times are NaN.
+    """
+    median = median_interval(times, events)[0]
+    known = np.sort(_checked(times, events)[0])
+    if not np.isnan(median) or not len(known):
+        return median, False
+    return float(known[(len(known) - 1) // 2]), True
+
+
 def cluster_bootstrap_median(
     times: ArrayLike,
     events: ArrayLike,

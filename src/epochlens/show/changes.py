@@ -12,7 +12,8 @@ from epochlens.show.frames import KEYS, Tables, groups, keep, numbers
 from epochlens.show.style import Look
 
 CONDITIONS: dict[str, tuple[str, Look]] = {
-    "always_right": ("always right", Look("#2b2b2b", "--", "D")),
+    "always_right": ("right at every epoch", Look("#2b2b2b", "--", "D")),
+    "ever_right": ("right at some epoch", Look("#1b7837", "-.", "v")),
     "kept": ("same prediction at both epochs", Look("#7c7c00", ":", "h")),
     "flipped": ("prediction flipped in between", Look("#b2182b", "-", "P")),
 }

@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from epochlens.measure.statistics import t_interval
+from epochlens.measure.survival import median_or_bound
 from epochlens.show import frames, style
 from epochlens.show.frames import KEYS, Tables, groups, keep, numbers
 from epochlens.show.style import Look
-from epochlens.show.words import median_epoch
 
 NOUNS = {"dataset": "dataset", "model": "model", "learning_rate": "learning rate"}
 
@@ -180,7 +180,7 @@ def settling(tables: Tables) -> Figure:
             settled(ax, part, y, look, last, 0.7 / len(method_looks))
             ax.lines[-1].set_gid(f"median:{method}")
     for i, part in enumerate(groups(frame).values()):
-        accuracy_bar(ax, part.drop_duplicates("seed"), -i)
+        accuracy_bar(ax, part.drop_duplicates("seed"), -i, last)
     pad = max(0.04 * last, 0.3)
     ax.set_xlim(-pad, last + 2 * pad)
     ticks = MaxNLocator(nbins=8, integer=True).tick_values(0, last)
@@ -191,14 +191,24 @@ def settling(tables: Tables) -> Figure:
     return figure
 
 
-def accuracy_bar(ax: Axes, part: pd.DataFrame, y: float) -> None:
-    """The median epoch at which accuracy settled; dotted where most seeds give only a lower bound."""
+def accuracy_bar(ax: Axes, part: pd.DataFrame, y: float, last: float) -> None:
+    """The median epoch at which accuracy settled; dotted with an arrow where it is only a lower bound."""
     accuracy = numbers(part, "accuracy_epoch")
-    if np.isfinite(accuracy).any():
-        bound = "accuracy_censored" in part and numbers(part, "accuracy_censored").mean() > 0.5
-        dash = (0, (1, 1.5)) if bound else "solid"
-        middle = float(np.nanmedian(accuracy))
-        ax.vlines(middle, y - 0.4, y + 0.4, color=style.ACCURACY, linestyle=dash, linewidth=1.4, zorder=3)
+    censored = numbers(part, "accuracy_censored") > 0 if "accuracy_censored" in part else accuracy < 0
+    if not np.isfinite(accuracy).any():
+        return
+    middle, bound = median_or_bound(accuracy, ~censored)
+    dash = (0, (1, 1.5)) if bound else "solid"
+    drawn = ax.vlines(middle, y - 0.4, y + 0.4, color=style.ACCURACY, linestyle=dash, linewidth=1.4, zorder=3)
+    drawn.set_gid("accuracy:bound" if bound else "accuracy:median")
+    if bound:
+        arrow_after(ax, middle, y + 0.35, last, style.ACCURACY)
+
+
+def arrow_after(ax: Axes, x: float, y: float, last: float, color: str) -> None:
+    """An arrow that says: not before here."""
+    arrow = {"arrowstyle": "->", "color": color, "linewidth": 1.0, "shrinkA": 4, "shrinkB": 0}
+    ax.annotate("", (x + 0.05 * last, y), (x, y), arrowprops=arrow, annotation_clip=False)
 
 
 def settled(ax: Axes, part: pd.DataFrame, y: float, look: Look, last: float, height: float) -> None:
@@ -210,12 +220,11 @@ def settled(ax: Axes, part: pd.DataFrame, y: float, look: Look, last: float, hei
     ax.scatter(epochs[~censored], around[~censored], s=7, color=look.color, alpha=0.45, linewidths=0)
     open_marks = {"facecolors": "none", "edgecolors": look.color, "linewidths": 0.6}
     ax.scatter(epochs[censored], around[censored], s=9, marker=">", **open_marks)
-    middle, bound = median_epoch(part.assign(epoch=epochs))
+    middle, bound = median_or_bound(epochs, ~censored)
     fill = "white" if bound else look.color
     ax.plot(middle, y, marker=look.marker, markersize=6, color=look.color, markerfacecolor=fill, zorder=4)
     if bound:
-        arrow = {"arrowstyle": "->", "color": look.color, "linewidth": 1.0, "shrinkA": 4, "shrinkB": 0}
-        ax.annotate("", (middle + 0.05 * last, y), (middle, y), arrowprops=arrow, annotation_clip=False)
+        arrow_after(ax, middle, y, last, look.color)
 
 
 def final_points(tables: Tables) -> Figure:

@@ -136,9 +136,9 @@ FIGURES: dict[str, Drawing] = {
         effects.settling,
         "When maps settle, and when accuracy does",
         "The settling epoch is the first from which the similarity to the final maps stays above the "
-        "threshold. Dots are seeds, the large marker their median; black bars mark the median epoch at "
-        "which accuracy settled, dotted where it had not in most seeds. Open markers with an arrow did "
-        "not settle before the training ended: their epoch is a lower bound. No interval is drawn. "
+        "threshold. Dots are seeds, the large marker their Kaplan-Meier median; black bars mark that of "
+        "the epoch at which accuracy settled. Open markers and dotted bars, with an arrow, had not settled "
+        "when the training ended: their epoch is a lower bound. No interval is drawn. "
         "Coloured markers right of the black bar: explanations go on changing after accuracy has "
         "settled.",
     ),
@@ -146,7 +146,7 @@ FIGURES: dict[str, Drawing] = {
         timing.survival,
         "Share of images whose maps have not settled yet",
         "Kaplan-Meier curves over all images of all seeds: the share whose map has not yet come to stay "
-        "close to its final one (cosine at or above the threshold at every later epoch). Images that had "
+        "close to its final one (raw cosine at or above the threshold at every later epoch). Images that had "
         "not settled when training ended are censored: they count as unsettled to the end, a tick marks "
         "them and the panel says how many. Markers near one half are the medians, the thick lines their "
         "95 % intervals, by resampling seeds and then images; an arrow is an interval without an end, and "
@@ -158,7 +158,9 @@ FIGURES: dict[str, Drawing] = {
         timing.lag,
         "Do maps settle before or after accuracy?",
         "Epochs by which a run's maps settle after its accuracy, paired by seed; a run's maps settle when "
-        "their mean similarity over images does. Filled markers are medians over n seeds with an interval "
+        "their mean similarity over images does: left by the raw cosine, right by the calibrated one (0: "
+        "another image of the class), and counts of censored seeds in that order. Filled markers are "
+        "medians over n seeds with an interval "
         "by the sign test, which needs six seeds for 95 %; with fewer, and none censored, the open marker "
         "is the mean with its 95 % t interval (dashed). Seeds are censored where maps or accuracy had not "
         "settled at the end: a thick pale bar then spans the medians that are possible, and an arrow is a "
@@ -197,8 +199,9 @@ FIGURES: dict[str, Drawing] = {
     "conditioned": Drawing(
         changes.conditioned,
         "Do maps move because predictions do?",
-        "Cosine similarity to the previous epoch of images that were right at every trained epoch, that kept "
-        "their prediction (right or wrong) between the two epochs, that changed it, and of all. "
+        "Cosine similarity to the previous epoch of images that were right at every trained epoch, at some "
+        "of them, that kept their prediction (right or wrong) between the two epochs, that changed it, and "
+        "of all. "
         + BAND
         + "No band rests on fewer than four seeds. Below: coverage, the share of images that meet the "
         "condition. Only the images that are always "
@@ -230,7 +233,9 @@ FIGURES: dict[str, Drawing] = {
         "Rank-biserial correlation of the differences between two conditions, paired by seed: 1 if a is "
         "larger than b in every seed, -1 if smaller in every one. Lines are 95 % score intervals; n is "
         "the number of pairs, p the Wilcoxon signed-rank p after Holm's correction. Filled markers hold "
-        "(adjusted p < 0.05).",
+        "(adjusted p < 0.05). Censored: pairs of which a side had not settled when the training ended. It "
+        "counts as the later side, by more than any difference seen; where neither had, the pair is left out "
+        "of n.",
     ),
     "quality_bars": Drawing(
         quality.quality_bars,

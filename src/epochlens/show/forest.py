@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,9 @@ def effect_sizes(tables: Tables) -> Figure:
     heads = {key: family_head(key) for key in families}
     method_looks = style.looks(tables)
     left = max(*(0.055 * len(name) for name in names.values()), 0.9) + 0.2
+    side = 1.7 if any(censored_pairs(row) for row in shown.to_dict("records")) else 1.05
     height = LINE * (len(names) + 1.25 * len(heads)) + 0.1
-    figure, (ax,) = style.panels(1, 1, legend(tested, method_looks), size=(4.6, height), side=1.05, left=left)
+    figure, (ax,) = style.panels(1, 1, legend(tested, method_looks), size=(4.6, height), side=side, left=left)
     y, ticks = 0.0, {}
     for key, part in families.items():
         y -= 1.25
@@ -62,7 +64,7 @@ def effect_sizes(tables: Tables) -> Figure:
     hold = int((numbers(tested, "p_adjusted") < 0.05).sum())
     untested, rest = len(frame) - len(tested), len(tested) - len(shown)
     parts = [f"the {rest} with the largest p are left out here"] if rest else []
-    parts += [f"{untested} more were not tested (incomplete or too few pairs)"] if untested else []
+    parts += [f"{untested} more were not tested (incomplete, censored or too few pairs)"] if untested else []
     style.head(ax, f"{hold} of {len(tested)} differences hold after correction", "; ".join(parts))
     return figure
 
@@ -80,7 +82,7 @@ def dress(ax: Axes, ticks: dict[float, str], lowest: float) -> None:
 
 
 def effect_row(ax: Axes, row: dict, y: float, look: Look) -> None:
-    """One comparison: filled where it holds after correction, with n and p at the right."""
+    """One comparison: filled where it holds after correction, with n, censored pairs and p at the right."""
     effect, low, high = (
         float(row.get(name, np.nan)) for name in ("effect_size", "effect_low", "effect_high")
     )
@@ -99,7 +101,14 @@ def effect_row(ax: Axes, row: dict, y: float, look: Look) -> None:
         "color": "#444444",
         "transform": ax.get_yaxis_transform(),
     }
-    ax.text(1.02, y, f"n = {row['n']:.0f}, p = {row['p_adjusted']:.2g}", **place)
+    touched = censored_pairs(row)
+    note = f", {touched} censored" if touched else ""
+    ax.text(1.02, y, f"n = {row['n']:.0f}{note}, p = {row['p_adjusted']:.2g}", **place)
+
+
+def censored_pairs(row: Mapping[Any, Any]) -> int:
+    """How many pairs of a comparison have a censored side."""
+    return int(np.nan_to_num(float(row.get("n_censored", 0))))
 
 
 def ordered(frame: pd.DataFrame) -> dict[tuple, pd.DataFrame]:

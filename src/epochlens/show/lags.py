@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from epochlens.measure.survival import paired_lag
 from epochlens.show import frames
-from epochlens.show.frames import KEYS, Tables, groups, numbers
+from epochlens.show.frames import KEYS, Tables, groups, keep, numbers
 
+RAW, CALIBRATED = "cosine", "calibrated_cosine"
+"""the scales that settling is told on: cosine as it is, and 0 at another image of the class, 1 at identity"""
 FIELDS = ("n", "n_censored", "median_low", "median_high", "low", "high", "mean", "mean_low", "mean_high")
 
 
@@ -39,29 +42,35 @@ class Lag(NamedTuple):
         return "after" if self.low > 0 else "before" if self.high < 0 else "open"
 
 
-def lags(tables: Tables) -> dict[tuple, Lag]:
-    """The lag of each configuration and method (cosine to the final maps), from settling_summary.
+def lags(tables: Tables, metric: str = RAW) -> dict[tuple, Lag]:
+    """The lag of each configuration and method (RAW or CALIBRATED, to the final maps), from settling_summary.
 
-    Without that table it is computed from stabilisation, whose maps settle as the mean over their images.
+    Without such rows it is computed from stabilisation, whose maps settle as the mean over their images.
     """
-    needed = [*KEYS, "method", *(f"lag_{field}" for field in FIELDS if field != "n"), "lag_n"]
-    frame = frames.rows(tables, "settling_summary", needed, metric="cosine", reference="final")
+    needed = [*KEYS, "method", *(f"lag_{field}" for field in FIELDS)]
+    frame = frames.rows(tables, "settling_summary", needed, metric=metric, reference="final")
     found = {key: lag(part.iloc[0].to_dict()) for key, part in groups(frame, [*KEYS, "method"]).items()}
-    return found or lags_of_means(tables)
+    return found or lags_of_means(tables, metric)
 
 
-def lags_of_means(tables: Tables) -> dict[tuple, Lag]:
+def lags_of_means(tables: Tables, metric: str) -> dict[tuple, Lag]:
     """The lags of stabilisation."""
     columns = ["epoch", "accuracy_epoch", "censored", "accuracy_censored"]
-    frame, _ = frames.one_metric(
-        frames.rows(tables, "stabilisation", [*KEYS, "method", "metric", *columns]),
-    )
     found = {}
-    for key, part in groups(frame, [*KEYS, "method"]).items():
+    for key, part in groups(means_of_runs(tables, metric, columns), [*KEYS, "method"]).items():
         epoch, accuracy, late, unknown = (numbers(part, column) for column in columns)
         result = paired_lag(epoch, accuracy, late > 0, unknown > 0)
         found[key] = lag({f"lag_{field}": value for field, value in result.items()})
     return found
+
+
+def means_of_runs(tables: Tables, metric: str, columns: Sequence[str]) -> pd.DataFrame:
+    """The rows of stabilisation of a metric; for RAW those of another one if there is no cosine."""
+    frame = frames.rows(tables, "stabilisation", [*KEYS, "method", "metric", *columns])
+    if metric == RAW:
+        # Not a calibrated one in its place: that would be told as the raw one.
+        return frames.one_metric(keep(frame, ~frame["metric"].astype(str).str.startswith("calibrated")))[0]
+    return keep(frame, frame["metric"].astype(str) == metric)
 
 
 def lag(row: Mapping[Any, Any]) -> Lag:
@@ -83,7 +92,9 @@ def phrase(lag: Lag) -> str:
     note = f" ({lag.censored} of {lag.n} seeds censored)" if lag.censored else ""
     note = " (one seed, censored)" if lag.censored == lag.n == 1 else note
     if not lag.exact:
-        return bounded(lag) + note
+        one_side = lag.first >= 0 or lag.last <= 0
+        still = ", but by its interval which comes first is open"
+        return bounded(lag) + note + (still if one_side and lag.order == "open" and lag.n > 1 else "")
     few = " (one seed)" if lag.n == 1 else f" (mean of {lag.n} seeds)" if lag.is_mean else ""
     bounds = np.isfinite([lag.low, lag.high]).any()
     still = ", so which comes first is open" if lag.order == "open" and lag.n > 1 else ""

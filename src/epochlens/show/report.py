@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from epochlens.measure import survival
 from epochlens.record.files import write_whole
-from epochlens.show import frames, style
+from epochlens.show import frames, lags, style
+from epochlens.show.compared import untested
 from epochlens.show.figures import FIGURES
 from epochlens.show.frames import KEYS, groups, keep, numbers
 from epochlens.show.summary import last_quality, quality_by_configuration
@@ -24,8 +26,9 @@ Chapter = tuple[str, str, Sequence[tuple[str, str]]]
 
 ROWS_AT_MOST = 40
 SUMMARY = (
-    "What each configuration reached. Settling epochs here are medians over seeds, a seed's maps being "
-    "followed by their mean similarity over images; the sentences above follow every image if known."
+    "What each configuration reached. Settling epochs here are Kaplan-Meier medians over seeds, a seed's "
+    "maps being followed by their mean similarity over images; the sentences above follow every image if "
+    "known."
 )
 QUALITY = "How good are the maps"
 QUALITY_CELLS = (
@@ -242,32 +245,65 @@ def settling_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:
         {
             **dict(zip([*KEYS, "method", "metric"], key, strict=True)),
             "seeds": len(part),
-            "median epoch": middle(part, "epoch"),
+            **median_of_seeds(part),
             "earliest": numbers(part, "epoch").min(),
             "latest": numbers(part, "epoch").max(),
             "not settled": int(numbers(part, "censored").sum()),
-            "accuracy epoch": middle(part, "accuracy_epoch"),
-            "median lag": middle(part, "lag"),
+            "accuracy epoch": accuracy_median(part),
+            "median lag": median_lag(part),
         }
         for key, part in groups(frame, [*KEYS, "method", "metric"]).items()
     ]
     caption = (
-        "First epoch from which maps stay similar to the final ones, over seeds. Seeds that did not "
-        "settle count with the last epoch, so where there are some, median and latest are lower "
-        "bounds. Lag: epochs after accuracy settled. Every seed is in stabilisation.csv."
+        "First epoch from which maps stay similar to the final ones: Kaplan-Meier medians over seeds with "
+        "95 % intervals. Seeds that did not settle count as settling at the last epoch or later, so latest "
+        "is a lower bound where there are some. Lag: epochs after accuracy settled. Every seed is in "
+        "stabilisation.csv."
     )
     return table(pd.DataFrame(lines), caption, warned)
 
 
-def middle(part: pd.DataFrame, column: str) -> float:
-    """The median of what is defined."""
-    finite = numbers(part, column)
-    finite = finite[np.isfinite(finite)]
-    return float(np.median(finite)) if finite.size else float("nan")
+def median_of_seeds(part: pd.DataFrame) -> dict[str, object]:
+    """The median settling epoch of some seeds, or that it is not before one, and its interval."""
+    epochs, settled = numbers(part, "epoch"), numbers(part, "censored") == 0
+    _, low, high = survival.median_interval(epochs, settled)
+    ends = f"[{lags.end(low)}, {lags.end(high)}]" if np.isfinite(low) else "not known"
+    return {"median epoch": epoch_or_bound(epochs, settled), "95 % interval": ends}
+
+
+def accuracy_median(part: pd.DataFrame) -> float | str:
+    """The median epoch at which the accuracy of some seeds settled, or that it is not before one."""
+    return epoch_or_bound(numbers(part, "accuracy_epoch"), ~accuracy_censored(part))
+
+
+def accuracy_censored(part: pd.DataFrame) -> np.ndarray:
+    """Whether each row's accuracy had not settled, [rows]; no where that was not recorded."""
+    none = np.zeros(len(part), bool)
+    return numbers(part, "accuracy_censored") > 0 if "accuracy_censored" in part else none
+
+
+def epoch_or_bound(epochs: np.ndarray, settled: np.ndarray) -> float | str:
+    """The Kaplan-Meier median epoch, or `not before` the earliest that it can be."""
+    middle, bound = survival.median_or_bound(epochs, settled)
+    return f"not before {middle:g}" if bound else middle
+
+
+def median_lag(part: pd.DataFrame) -> float | str:
+    """The median lag of some seeds, or the bounds between which censoring leaves it."""
+    late, unknown = numbers(part, "censored") > 0, accuracy_censored(part)
+    found = survival.paired_lag(numbers(part, "epoch"), numbers(part, "accuracy_epoch"), late, unknown)
+    first, last = found["median_low"], found["median_high"]
+    if first == last or np.isnan(first):
+        return first
+    if np.isinf(first) and np.isinf(last):
+        return "not known"
+    if np.isinf(last):
+        return f"at least {first:g}"
+    return f"{first:g} to {last:g}" if np.isfinite(first) else f"at most {last:g}"
 
 
 def comparison_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:
-    """Paired comparisons, the smallest adjusted p first, at most ROWS_AT_MOST of them."""
+    """Paired comparisons, the smallest adjusted p first, at most ROWS_AT_MOST, and why others have none."""
     needed = ["factor", "a", "b", *KEYS, "method", "outcome", "n", "p_adjusted"]
     frame = frames.rows(tables, "comparisons", needed)
     hold = int((numbers(frame, "p_adjusted") < 0.05).sum())
@@ -278,7 +314,13 @@ def comparison_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:
         "Wilcoxon signed-rank tests over seeds of a minus b; * marks the factor compared. "
         f"{hold} of {len(frame)} have a p below 0.05 after Holm's correction; they come first.{rest}"
     )
-    return table(shown, caption, warned)
+    if "n_censored" in frame and (numbers(frame, "n_censored") > 0).any():
+        caption += (
+            " n_censored: pairs of which a side had not settled at the end; n_unknown: those of which "
+            "neither had, which n leaves out. Where a pair in n is censored the mean difference is not known."
+        )
+    # Refused rows have no p, so they sort last and may be left out: what they lack is said in words.
+    return "".join(f"<p>{escape(line)}</p>" for line in untested(tables)) + table(shown, caption, warned)
 
 
 def lacking_table(tables: Mapping[str, pd.DataFrame], warned: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import pandas as pd
 
-from epochlens.measure import ranking
+from epochlens.measure import ranking, survival
 from epochlens.measure.statistics import t_interval
 from epochlens.show import frames
 from epochlens.show.frames import CONTROLS, KEYS, Tables, groups, numbers
@@ -53,16 +53,18 @@ def summarise(tables: Tables) -> pd.DataFrame:
     """Accuracy, mean similarity of consecutive epochs, and settling epochs, as texts with 95 % t intervals.
 
     Uses runs of `epochs`, `stability_by_seed` and `stabilisation`; intervals are over seeds, settling epochs
-    are medians over seeds.
+    are Kaplan-Meier medians over seeds, of maps by the raw and by the calibrated cosine to the final map.
     """
     curves, settled = tables["stability_by_seed"], tables["stabilisation"]
     curves = curves.loc[(curves["metric"] == "cosine") & (curves["reference"] == "previous")]
     similarity = groups(curves, [*KEYS, "method"])
     epochs = groups(tables["epochs"], KEYS)
+    calibrated = groups(settled.loc[settled["metric"] == "calibrated_cosine"], [*KEYS, "method"])
     rows = []
     for key, group in groups(settled.loc[settled["metric"] == "cosine"], [*KEYS, "method"]).items():
         dataset, model, rate, method = key
-        late = int(numbers(group, "censored").sum())
+        unsettled = group["accuracy_censored"] if "accuracy_censored" in group else np.zeros(len(group))
+        on_scale = calibrated.get(key, group.head(0))
         rows.append(
             {
                 "configuration": f"{dataset} {model} lr {rate:g}",
@@ -70,18 +72,29 @@ def summarise(tables: Tables) -> pd.DataFrame:
                 "seeds": len(group),
                 "final accuracy": interval(final_accuracy(epochs[key[:3]])),
                 "cosine to previous": interval(seed_means(similarity.get(key))),
-                "maps settle": settled_when(group, late),
-                "accuracy settles": f"epoch {group['accuracy_epoch'].median():g}",
+                "maps settle": settled_when(numbers(group, "epoch"), numbers(group, "censored")),
+                "calibrated": settled_when(numbers(on_scale, "epoch"), numbers(on_scale, "censored")),
+                "accuracy settles": settled_when(numbers(group, "accuracy_epoch"), np.asarray(unsettled)),
             }
         )
     return pd.DataFrame(rows)
 
 
-def settled_when(group: pd.DataFrame, late: int) -> str:
-    """The median settling epoch of the seeds, and how many had not settled; "not yet" if none had."""
-    if late == len(group):
+def settled_when(epochs: np.ndarray, censored: np.ndarray) -> str:
+    """The Kaplan-Meier median of the seeds' settling epochs [seeds], and how many seeds had not settled.
+
+    "not before epoch N" where the median is not reached, "not yet" if no seed had settled, "undefined" if
+    nothing is known.
+    """
+    known = np.isfinite(epochs)
+    late = np.asarray(censored, bool)[known]
+    if not known.any():
+        return "undefined"
+    if late.all():
         return "not yet"
-    return f"epoch {group['epoch'].median():g}" + (f" ({late} did not)" if late else "")
+    middle, bound = survival.median_or_bound(epochs[known], ~late)
+    rest = f" ({late.sum()} did not)" if late.any() else ""
+    return f"{'not before ' if bound else ''}epoch {middle:g}{rest}"
 
 
 def final_accuracy(epochs: pd.DataFrame) -> np.ndarray:

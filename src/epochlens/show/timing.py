@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from epochlens.measure.survival import kaplan_meier
 from epochlens.show import cells, curves, effects, frames, style
 from epochlens.show.frames import KEYS, Tables, groups, keep, numbers
-from epochlens.show.lags import Lag, lags
+from epochlens.show.lags import CALIBRATED, RAW, Lag, lags
 from epochlens.show.style import Look
 
 IMAGES = [*KEYS, "seed", "method", "sample", "epoch", "censored"]
 SUMMARY = [*KEYS, "method", "median", "ci_low", "ci_high"]
-CHOICE = {"metric": "cosine", "reference": "final"}
+CHOICE = {"metric": RAW, "reference": "final"}
 
 
 def survival(tables: Tables) -> Figure:
@@ -140,38 +141,61 @@ def images_of(frame: pd.DataFrame) -> str:
 
 
 def lag(tables: Tables) -> Figure:
-    """Epochs by which maps settle after accuracy, per configuration and method; needs settling_summary."""
-    found = {key: one for key, one in lags(tables).items() if one.n and not np.isnan(one.first)}
-    reached = [x for one in found.values() for x in one[2:6] if np.isfinite(x)]
+    """Epochs by which maps settle after accuracy, per configuration and method; needs settling_summary.
+
+    A panel for the raw cosine and, where it was measured, one for the calibrated.
+    """
+    scales = {metric: known_lags(tables, metric) for metric in (RAW, CALIBRATED)}
+    scales = {metric: found for metric, found in scales.items() if found}
+    reached = [x for found in scales.values() for one in found.values() for x in one[2:6] if np.isfinite(x)]
     if not reached:
         return style.blank("no lag between maps and accuracy is known in this sweep")
-    frame = pd.DataFrame([(*key, 0) for key in found], columns=pd.Index([*KEYS, "method", "seed"]))
+    every = sorted({key for found in scales.values() for key in found})
+    frame = pd.DataFrame([(*key, 0) for key in every], columns=pd.Index([*KEYS, "method", "seed"]))
+    mark: dict[str, Any] = {"color": "#555555", "linestyle": ""}
     extra = [
-        Line2D([], [], color="#555555", linestyle="", marker=">", markersize=4, label="no bound"),
-        Line2D(
-            [],
-            [],
-            color="#555555",
-            linestyle="",
-            marker="d",
-            markerfacecolor="white",
-            label="mean, not median",
-        ),
+        Line2D([], [], marker=">", markersize=4, label="no bound", **mark),
+        Line2D([], [], marker="d", markerfacecolor="white", label="mean, not median", **mark),
     ]
-    figure, (ax,), keys, method_looks = effects.listing(tables, frame, 1, extra, side=1.15)
-    reach = max(1.0, *np.abs(reached))
-    lowest, highest = min(0.0, *reached), max(0.0, *reached)
-    pad = max(0.09 * (highest - lowest), 0.04 * reach)
-    limits = lowest - pad, highest + pad
-    ax.axvline(0, color="#444444", linewidth=0.9)
-    for key, method, y, look in effects.places(keys, method_looks):
-        if (*key, method) in found:
-            lag_row(ax, found[*key, method], y, look, limits, method)
-    ax.set_xlim(*limits)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    ax.set_xlabel("epochs by which maps settle after accuracy", fontsize=style.TEXT)
-    style.head(ax, "left of 0: maps settle first · right of 0: accuracy settles first", "")
+    figure, axes, keys, method_looks = effects.listing(tables, frame, len(scales), extra, side=1.15)
+    limits = lag_limits(reached)
+    rows = [place for place in effects.places(keys, method_looks) if (*place[0], place[1]) in every]
+    for ax, found in zip(axes, scales.values(), strict=True):
+        ax.axvline(0, color="#444444", linewidth=0.9)
+        for key, method, y, look in rows:
+            if (*key, method) in found:
+                lag_row(ax, found[*key, method], y, look, limits, method)
+        ax.set_xlim(*limits)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        ax.set_xlabel("epochs by which maps settle after accuracy", fontsize=style.TEXT)
+    for key, method, y, _ in rows:
+        note_seeds(axes[-1], y, [found[*key, method] for found in scales.values() if (*key, method) in found])
+    names = {RAW: "raw cosine", CALIBRATED: "calibrated cosine"}
+    for ax, metric in zip(axes, scales, strict=True):
+        style.head(ax, names[metric], "left of 0: maps first · right: accuracy first")
     return figure
+
+
+def known_lags(tables: Tables, metric: str) -> dict[tuple, Lag]:
+    """The lags of which anything is known."""
+    return {key: one for key, one in lags(tables, metric).items() if one.n and not np.isnan(one.first)}
+
+
+def lag_limits(reached: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis that holds all lags and 0."""
+    lowest, highest = min(0.0, *reached), max(0.0, *reached)
+    pad = max(0.09 * (highest - lowest), 0.04 * max(1.0, *np.abs(reached)))
+    return lowest - pad, highest + pad
+
+
+def note_seeds(ax: Axes, y: float, found: Sequence[Lag]) -> None:
+    """How many seeds a line rests on, and how many of them are censored: on each scale where they differ."""
+    seeds, late = (
+        list(dict.fromkeys(counts)) for counts in ([f.n for f in found], [f.censored for f in found])
+    )
+    told = f"n = {'/'.join(map(str, seeds))}"
+    told += f", {'/'.join(map(str, late))} censored" if any(late) else ""
+    ax.text(1.03, y, told, va="center", fontsize=6.5, color="#444444", transform=ax.get_yaxis_transform())
 
 
 def lag_row(ax: Axes, one: Lag, y: float, look: Look, limits: tuple[float, float], method: str) -> None:
@@ -204,11 +228,3 @@ def lag_row(ax: Axes, one: Lag, y: float, look: Look, limits: tuple[float, float
         ax.plot(one.first, y, markersize=6, zorder=5, gid=f"lag:{method}", **mark)
     else:
         ax.hlines(y, first, last, color=look.color, linewidth=4.5, alpha=0.4, zorder=3)
-    count = f"n = {one.n}" + (f", {one.censored} censored" if one.censored else "")
-    place: dict[str, Any] = {
-        "va": "center",
-        "fontsize": 6.5,
-        "color": "#444444",
-        "transform": ax.get_yaxis_transform(),
-    }
-    ax.text(1.03, y, count, **place)

@@ -15,7 +15,7 @@ from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.record import files, remote, retrieval
 from epochlens.sweep import drawing
-from epochlens.sweep.measurement import CONDITION, Measured, measure_run, measure_seeds
+from epochlens.sweep.measurement import CONDITION, Measured, Rule, measure_run, measure_seeds
 from epochlens.sweep.tabulation import make_tables, write_tables
 
 if TYPE_CHECKING:
@@ -138,26 +138,28 @@ def analyze(
     tau: float = TAU,
     progress: Progress = lambda *a: None,
     place: remote.Place | None = None,
+    patience: int | None = None,
 ) -> Analysis:
     """Measures every usable run below `folder` in an existing Ray cluster; writes tables, figures, report.
 
+    Settled is what keeps a similarity of `tau` for `patience` epochs (None: those of measurement.PATIENCE).
     `folder` is the local copy of `place` where that is given. Raises UsageError when no run can be analysed.
     """
     grid = find_grid(folder)
     planned = (folder / "sweep.json").exists()
-    usable = [{**run, "tau": tau} for run in grid if is_usable(run, planned)]
+    usable = [{**run, "tau": tau, "patience": patience} for run in grid if is_usable(run, planned)]
     if not usable:
         raise UsageError("sweep", str(folder), f"has no finished run ({len(grid)} planned): train it first")
     notices = incomplete_notices(grid, usable)
     target = folder / "tables"
     target.mkdir(parents=True, exist_ok=True)
     measured = list(write_stability(target / "stability.parquet", usable, progress, place))
-    made = make_tables(grid, usable, [run["status"] for run in grid], measured, tau)
+    made = make_tables(grid, usable, [run["status"] for run in grid], measured, Rule(tau, patience))
     write_tables(target, made, f"{len(usable)}/{len(grid)}")
     summary = summaries.summarise(made)
     drawing.draw_all(folder.name, plots, made, usable, notices, summary, read_settings(folder), progress)
     for written in (target, plots):
-        files.write_json(written / "analysis.json", {"inputs": fingerprint(grid, tau, plots)})
+        files.write_json(written / "analysis.json", {"inputs": fingerprint(grid, tau, plots, patience)})
     if place:
         remote.push(place)
     return Analysis(made, notices, summary)
@@ -234,10 +236,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings | {key: value for key, value in sweep.items() if key not in ("settings", "runs")}
 
 
-def fingerprint(grid: Sequence[Mapping[str, Any]], tau: float, plots: Path) -> str:
+def fingerprint(
+    grid: Sequence[Mapping[str, Any]], tau: float, plots: Path, patience: int | None = None
+) -> str:
     """A hash of all that the tables and figures depend on."""
     recorded = [[run["status"], record_of(run).get("files")] for run in grid]
-    text = json.dumps([epochlens.__version__, tau, str(plots), recorded], sort_keys=True)
+    text = json.dumps([epochlens.__version__, tau, patience, str(plots), recorded], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -136,7 +136,12 @@ def train_and_analyze(
 
 
 def measure(
-    console: Console, folder: Path, plots: Path, tau: float, place: remote.Place | None = None
+    console: Console,
+    folder: Path,
+    plots: Path,
+    tau: float,
+    place: remote.Place | None = None,
+    patience: int | None = None,
 ) -> analysis.Analysis:
     """Analyses with progress: in place on a terminal, silent elsewhere but for the steps."""
     with console.status("measuring ...") as status:
@@ -148,11 +153,17 @@ def measure(
                 told["step"] = step
                 console.print(f"{done}/{total} {step}")
 
-        return analysis.analyze(folder, plots, tau, progress, place)
+        return analysis.analyze(folder, plots, tau, progress, place, patience)
 
 
 def analyze_only(
-    folder: Path, plots: Path, sweep: Sweep, tau: float, json: bool, place: remote.Place | None = None
+    folder: Path,
+    plots: Path,
+    sweep: Sweep,
+    tau: float,
+    json: bool,
+    place: remote.Place | None = None,
+    patience: int | None = None,
 ) -> tuple[dict[str, Any], int]:
     """The analyze command: tables, figures and report of what is on disk."""
     started = time.monotonic()
@@ -161,7 +172,7 @@ def analyze_only(
         with interruption.stoppable(), cluster.ray_cluster(sweep):
             if not place:
                 nodes.check_folder(folder)
-            result = measure(console, folder, plots, tau, place)
+            result = measure(console, folder, plots, tau, place, patience)
     except interruption.Interrupted:
         console.print("[yellow]interrupted[/yellow]: run the same command again")
         return {}, INTERRUPTED
@@ -280,8 +291,11 @@ def tell_result(console: Console, folder: Path, plots: Path, result: analysis.An
     quality = summaries.summarise_quality(result.tables)
     if len(quality):
         console.print(grid_table(quality.to_numpy().tolist(), list(quality.columns)))
-    console.print("intervals: 95 % t over seeds; settling epoch: median over seeds, cosine to final >= tau")
-    for sentence in words.differences(result.tables)[:6]:
+    console.print(
+        "intervals: 95 % t over seeds; settling epoch: Kaplan-Meier median over seeds, cosine to final >= "
+        "tau, raw and calibrated (0: another image of the class)"
+    )
+    for sentence in [*words.orders(result.tables), *words.differences(result.tables)[:6]]:
         console.print(f"- {escape(sentence)}")
     console.print(f"tables: {escape(str(folder / 'tables'))}")
     console.print(f"report: {escape(str(plots / 'report.html'))}")

@@ -33,6 +33,8 @@ EPOCHS_AT_ONCE = 13
 SEED_METRICS = ("cosine", "spearman_abs", "topk_jaccard", "sign_agreement")
 SETTLING = (("cosine", "final"), ("calibrated_cosine", "final"), ("cosine", "previous"))
 """(metric, reference) whose settling epochs are measured image by image"""
+PATIENCE = {"final": 2, "previous": 3}
+"""epochs that must agree, the last one included, before a map counts as settled; if none is given"""
 
 
 class Measured(NamedTuple):
@@ -40,6 +42,17 @@ class Measured(NamedTuple):
 
     rows: pa.Table | None
     frames: dict[str, pd.DataFrame]
+
+
+class Rule(NamedTuple):
+    """When something counts as settled: the similarity it must keep, and for how many epochs."""
+
+    tau: float
+    patience: int | None = None
+
+    def patience_on(self, reference: str) -> int:
+        """Epochs that must agree on a reference: the number given, else that of PATIENCE."""
+        return self.patience or PATIENCE[reference]
 
 
 def measure_run(run: Mapping[str, Any]) -> Measured:
@@ -58,7 +71,8 @@ def measure_run(run: Mapping[str, Any]) -> Measured:
     for m, method in enumerate(methods):
         about = {**keys, "method": method}
         again = redraws.get(method + REDRAW)
-        found, made = measure_method(maps, m, images, labels, epochs, again, run.get("tau", 0.95))
+        rule = Rule(run.get("tau", 0.95), run.get("patience"))
+        found, made = measure_method(maps, m, images, labels, epochs, again, rule)
         rows.append(similarity_rows(found, maps.samples, about))
         frames.append({name: with_keys(table, about) for name, table in made.items()})
     joined = {name: pd.concat([f[name] for f in frames], ignore_index=True) for name in frames[0]}
@@ -88,7 +102,7 @@ def measure_method(
     labels: np.ndarray,
     epochs: pd.DataFrame,
     redraws: np.ndarray | None,
-    tau: float,
+    rule: Rule,
 ) -> tuple[list[blocks.Block], dict[str, pd.DataFrame]]:
     """Similarities of one method's maps, and its small tables. Maps are prepared once for all of them."""
     of_method = maps.attributions[:, m]
@@ -112,7 +126,7 @@ def measure_method(
         "by_seed": blocks.averages(found),
         "variance": pd.DataFrame({"raw": [raw], "normalised": [normalised]}),
         "matrices": matrix_rows(matrix, maps.epochs),
-        "settling_images": settling_rows(found, maps.samples, tau),
+        "settling_images": settling_rows(found, maps.samples, rule),
         "conditioned": conditioned_rows(blocks.find(found, "cosine", "previous"), maps, labels),
         "drift": drift_rows(blocks.find(found, "cosine", "previous"), epochs),
         "properties": property_rows(of_method, maps.epochs),
@@ -136,15 +150,16 @@ def calibrated_blocks(
             yield blocks.Block(reference, f"calibrated_{metric}", epochs, values)
 
 
-def settling_rows(found: Sequence[blocks.Block], samples: np.ndarray, tau: float) -> pd.DataFrame:
+def settling_rows(found: Sequence[blocks.Block], samples: np.ndarray, rule: Rule) -> pd.DataFrame:
     """When each image's map settles: metric, reference, sample, epoch, censored."""
     parts = []
     for metric, reference in SETTLING:
         block = blocks.find(found, metric, reference)
         trained = slice(int(np.searchsorted(block.epochs, 1)), None)
-        rule = settling.settling_on_previous if reference == "previous" else settling.settling_epoch
+        settle = settling.settling_on_previous if reference == "previous" else settling.settling_epoch
         if len(block.epochs[trained]):
-            epoch, censored = rule(block.values[trained].T, block.epochs[trained], tau)
+            curves, patience = block.values[trained].T, rule.patience_on(reference)
+            epoch, censored = settle(curves, block.epochs[trained], rule.tau, patience)
             columns = {"metric": metric, "reference": reference, "sample": samples}
             parts.append(pd.DataFrame({**columns, "epoch": epoch, "censored": censored}))
     return pd.concat(parts, ignore_index=True)

@@ -13,7 +13,7 @@ from epochlens.attribute import quality
 from epochlens.measure import ranking, settling, statistics, survival
 from epochlens.record import files, retrieval, tables
 from epochlens.show.frames import CONTROLS
-from epochlens.sweep.measurement import CONDITION, RUN, Measured, with_keys
+from epochlens.sweep.measurement import CONDITION, RUN, Measured, Rule, with_keys
 
 CSV_TABLES = (
     "runs",
@@ -42,8 +42,6 @@ SETTLED_METRICS = (
     "calibrated_spearman_abs",
 )
 EPOCH_COLUMNS = ("epoch", "train_loss", "test_loss", "accuracy", "weight_change", "output_change")
-PATIENCE = {"final": 2, "previous": 3}
-"""epochs that must agree, the last one included, before a map counts as settled"""
 LAGS = tuple(
     f"lag_{name}"
     for name in (
@@ -58,7 +56,7 @@ def make_tables(
     usable: Sequence[Mapping[str, Any]],
     statuses: Sequence[str],
     measured: Sequence[Measured],
-    tau: float,
+    rule: Rule,
 ) -> dict[str, pd.DataFrame]:
     """Every table but `stability`, which is streamed, from the runs' records and measurements."""
     frames = {name for m in measured for name in m.frames}
@@ -69,7 +67,7 @@ def make_tables(
     by_seed = made.pop("by_seed")
     matrices = made.pop("matrices")
     epochs = pd.concat([epochs_of(run) for run in usable], ignore_index=True)
-    settled = settling.stabilisation(by_seed, epochs, tau, SETTLED_METRICS)
+    settled = settling.stabilisation(by_seed, epochs, rule.tau, SETTLED_METRICS, rule.patience_on("final"))
     variance = made.pop("variance").drop(columns="run_id")
     return {
         "runs": runs_table(grid, statuses),
@@ -78,7 +76,7 @@ def make_tables(
         "stability_summary": statistics.summarise(by_seed),
         "variance": variance,
         "stabilisation": settled,
-        "settling_summary": settling_summary(made["settling_images"], settled, tau),
+        "settling_summary": settling_summary(made["settling_images"], settled, rule),
         "comparisons": statistics.compare(outcomes(by_seed, variance, settled)),
         "epoch_matrix": mean_matrices(matrices),
         **quality_tables(made.get("quality")),
@@ -107,11 +105,11 @@ def quality_tables(by_seed: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
     }
 
 
-def settling_summary(images: pd.DataFrame, settled: pd.DataFrame, tau: float) -> pd.DataFrame:
+def settling_summary(images: pd.DataFrame, settled: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     """Kaplan-Meier medians over seeds and images with intervals over seeds, and the lag behind accuracy.
 
     The lag pairs each run's settling epoch (of the mean over its images, reference final) with the epoch at
-    which its accuracy settled.
+    which its accuracy settled, whose own Kaplan-Meier median is accuracy_median (NaN where not reached).
     """
     rows = []
     keys = [*CONDITION, "method", "metric", "reference"]
@@ -122,21 +120,24 @@ def settling_summary(images: pd.DataFrame, settled: pd.DataFrame, tau: float) ->
         events = censored == 0
         median, low, high = survival.cluster_bootstrap_median(times, events, np.random.default_rng(0))
         runs = matching(settled, {name: same[name] for name in [*CONDITION, "method", "metric"]})
+        accuracy, unsettled = runs["accuracy_epoch"].to_numpy(float), runs["accuracy_censored"].to_numpy(bool)
+        middle, earliest, latest = survival.median_interval(accuracy, ~unsettled)
         lag = lag_of(runs) if same["reference"] == "final" else {}
         rows.append(
             {
                 **same,
-                "tau": tau,
-                "patience": PATIENCE[str(same["reference"])],
+                "tau": rule.tau,
+                "patience": rule.patience_on(str(same["reference"])),
                 "n_seeds": len(times),
                 "n_images": int(np.isfinite(times).sum()),
                 "n_censored": int((censored == 1).sum()),
                 "median": median,
                 "ci_low": low,
                 "ci_high": high,
-                "accuracy_median": float(np.median(runs["accuracy_epoch"].to_numpy(float)))
-                if len(runs)
-                else np.nan,
+                "accuracy_median": middle,
+                "accuracy_low": earliest,
+                "accuracy_high": latest,
+                "accuracy_n_censored": int((unsettled & np.isfinite(accuracy)).sum()),
                 **{name: lag.get(name.removeprefix("lag_"), np.nan) for name in LAGS},
             }
         )
@@ -183,8 +184,8 @@ def mean_matrices(matrices: pd.DataFrame) -> pd.DataFrame:
 
 
 def outcomes(by_seed: pd.DataFrame, variance: pd.DataFrame, settled: pd.DataFrame) -> pd.DataFrame:
-    """One value per run and method of each quantity that conditions are compared on."""
-    columns = [*RUN, "method", "outcome", "value"]
+    """Per run and method a value of each quantity that conditions are compared on, censored or not."""
+    columns = [*RUN, "method", "outcome", "value", "censored"]
     parts = []
     for metric in ("cosine", "spearman_abs"):
         curves = by_seed.loc[(by_seed["reference"] == "previous") & (by_seed["metric"] == metric)]
@@ -194,6 +195,7 @@ def outcomes(by_seed: pd.DataFrame, variance: pd.DataFrame, settled: pd.DataFram
     parts.append(normalised.assign(outcome="normalised temporal variance"))
     cosine = settled.loc[settled["metric"] == "cosine"]
     parts.append(cosine.rename(columns={"epoch": "value"}).assign(outcome="settling epoch (cosine)"))
+    parts = [part if "censored" in part else part.assign(censored=False) for part in parts]
     return pd.concat([part[columns] for part in parts], ignore_index=True)
 
 

@@ -13,10 +13,11 @@ from epochlens.show import frames, style
 from epochlens.show.explorer import data
 from epochlens.show.explorer.data import Run, Source
 from epochlens.show.explorer.figures import TAU
+from epochlens.show.lags import CALIBRATED, RAW
 
 MOST_LINES = 4
 """configurations told on the first page"""
-CHOICE = {"metric": "cosine", "reference": "final"}
+CHOICE = {"metric": RAW, "reference": "final"}
 
 
 class Settled(NamedTuple):
@@ -37,12 +38,17 @@ def answer(source: Source, runs: Mapping[str, Run], run: Run) -> list[Any]:
     mine = next((key for key in found if same_configuration(key, run)), None)
     if mine is None:
         return of_run(source, run)
-    last, accuracy = last_epochs(source), accuracy_settles(source)
+    last, accuracy, on_scale = last_epochs(source), accuracy_settles(source), of_tables(source, CALIBRATED)
     keys = [mine, *(key for key in found if key != mine)]
     found = {key: in_order(told, run.methods) for key, told in found.items()}
     lines = [
         html.Li(
-            [html.B(style.named(key)), ": ", sentence(found[key], last.get(key), accuracy.get(key))],
+            [
+                html.B(style.named(key)),
+                ": ",
+                sentence(found[key], last.get(key), accuracy.get(key)),
+                calibrated(in_order(on_scale.get(key, []), run.methods)),
+            ],
             className="mine" if key == mine else "",
         )
         for key in keys[:MOST_LINES]
@@ -51,7 +57,10 @@ def answer(source: Source, runs: Mapping[str, Run], run: Run) -> list[Any]:
     more = [html.Li(f"{rest} more on the page Stability.")] if rest > 0 else []
     waiting = [one for one in runs.values() if one.status != "done"]
     late = f" {len(waiting)} of {len(runs)} runs are not done and not in it." if waiting else ""
-    return [html.Ul([*lines, *more]), html.P(meaning(found[mine]) + late, className="caption")]
+    scale = (
+        " Calibrated: the same, where 0 is another image of the class and 1 the same map." if on_scale else ""
+    )
+    return [html.Ul([*lines, *more]), html.P(meaning(found[mine]) + scale + late, className="caption")]
 
 
 def in_order(settled: list[Settled], methods: Sequence[str]) -> list[Settled]:
@@ -59,13 +68,14 @@ def in_order(settled: list[Settled], methods: Sequence[str]) -> list[Settled]:
     return sorted(settled, key=lambda one: (*methods, one.method).index(one.method))
 
 
-def of_tables(source: Source) -> dict[tuple, list[Settled]]:
-    """What settling_summary says of each configuration; empty without it."""
+def of_tables(source: Source, metric: str = RAW) -> dict[tuple, list[Settled]]:
+    """What settling_summary says of each configuration by a metric; empty without it."""
+    choice = {**CHOICE, "metric": metric}
     table, images = data.table_of(source, "settling_summary"), data.table_of(source, "settling_images")
     held = {"summary": table, "images": images}
     tables = {name: frame for name, frame in held.items() if frame is not None}
-    rows = frames.rows(tables, "summary", [*frames.KEYS, "method", "median", "ci_low", "ci_high"], **CHOICE)
-    single = frames.rows(tables, "images", [*frames.KEYS, "method", "epoch", "censored"], **CHOICE)
+    rows = frames.rows(tables, "summary", [*frames.KEYS, "method", "median", "ci_low", "ci_high"], **choice)
+    single = frames.rows(tables, "images", [*frames.KEYS, "method", "epoch", "censored"], **choice)
     parts = frames.groups(single, [*frames.KEYS, "method"])
     found: dict[tuple, list[Settled]] = {}
     for key, part in frames.groups(rows, [*frames.KEYS, "method"]).items():
@@ -95,6 +105,12 @@ def sentence(settled: list[Settled], last: float | None, accuracy: float | None)
         told.append(f"test accuracy at epoch {accuracy:g}")
     epochs = f" (of {last:g} epochs)" if last is not None else ""
     return f"{', '.join(told)}{epochs}."
+
+
+def calibrated(settled: list[Settled]) -> str:
+    """When maps settle by the calibrated cosine, in short; nothing where that is not known."""
+    told = [f"{one.method.replace('_', ' ')} {when(one).removeprefix('settle at ')}" for one in settled]
+    return f" Calibrated: {', '.join(told)}." if told else ""
 
 
 def when(one: Settled) -> str:
