@@ -26,7 +26,7 @@ from epochlens.sweep.progress import duration, grid_table
 summaries = LazyModule("epochlens.show.summary")
 words = LazyModule("epochlens.show.words")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-PLAIN_WIDTH = 160
+PLAIN_WIDTH = 200
 NAMED_AT_MOST = 5
 
 
