@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -269,7 +269,7 @@ def test_the_command_counts_every_network_and_method(tmp_path, capsys):
     meta = on_meta("lenet", (1, 12, 9), 3)
     for method in ("integrated_gradients:steps=4", "lime:samples=6", "smoothgrad:samples=6", "saliency"):
         assert found["lenet", "12x9", method] == cost.method_flops(meta, (1, 12, 9), method, 5)
-    assert all(os.path.getsize(file) > 0 for file in document["files"])  # noqa: PTH202
+    assert all(Path(file).stat().st_size > 0 for file in document["files"])
     assert {file.rpartition(".")[2] for file in document["files"]} == {"png", "pdf"}
 
 

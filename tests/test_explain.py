@@ -181,8 +181,8 @@ def test_empty_maps_say_so():
     assert said["b"] == ["undefined"]
     assert said["c"] == []
     bars = next(ax for ax in figure.axes if ax.patches and not ax.images)
-    widths = [patch.get_width() for patch in bars.patches]  # type: ignore[attr-defined]
-    assert widths == [0.75, 0.25]
+    patches: list[Any] = list(bars.patches)
+    assert [patch.get_width() for patch in patches] == [0.75, 0.25]
 
 
 @settings(max_examples=40, deadline=None)

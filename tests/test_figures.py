@@ -302,7 +302,8 @@ def words_of(figure: Figure) -> str:
 
 def lines_named(figure: Figure, name: str) -> list[np.ndarray]:
     """Data of the lines with that gid, panel by panel: arrays [points, 2]."""
-    return [line.get_xydata() for ax in figure.axes for line in ax.lines if line.get_gid() == name]  # type: ignore[misc]
+    found = [line.get_xydata() for ax in figure.axes for line in ax.lines if line.get_gid() == name]
+    return [np.asarray(data) for data in found]
 
 
 def only(frame: Any, **equal: object) -> Any:
@@ -419,7 +420,7 @@ def test_calibrated_curves_stand_on_a_marked_scale(tables):
     same(drawn[0], only(first, reference="final")[["epoch", "mean"]])
     same(drawn[4], only(first, reference="previous")[["epoch", "mean"]])
     for ax in figure.axes:
-        marks = [line.get_ydata()[0] for line in ax.lines if line.get_gid() == "scale"]  # type: ignore[index]
+        marks = [np.asarray(line.get_ydata())[0] for line in ax.lines if line.get_gid() == "scale"]
         assert marks == [0.0, 1.0] and ax.get_ylim()[0] < 0 and ax.get_ylim()[1] > 1
 
 
@@ -459,9 +460,9 @@ def test_survival_marks_the_medians_given_and_when_accuracy_settled(tables):
     shown = [data[0, 0] for data in lines_named(figure, "median:saliency")]
     assert shown == summary["median"].dropna().tolist() and len(figure.axes) == 8
     (ax,) = draw("survival", {key: only(f, **MINE) for key, f in tables.items() if "model" in f}).axes
-    accuracy = next(line for line in ax.lines if line.get_gid() == "accuracy").get_xydata()
+    accuracy = np.asarray(next(line for line in ax.lines if line.get_gid() == "accuracy").get_xydata())
     epochs = only(tables["stabilisation"], **MINE).drop_duplicates("seed")["accuracy_epoch"]
-    assert set(accuracy[1:-1, 0]) == set(epochs) and accuracy[-1, 1] == 0  # type: ignore[index]
+    assert set(accuracy[1:-1, 0]) == set(epochs) and accuracy[-1, 1] == 0
 
 
 MINE = {"dataset": "digits", "model": "deep", "learning_rate": 0.001}
@@ -607,17 +608,19 @@ def test_variance_is_logarithmic_only_when_it_spans_decades(tables):
     raw, _ = draw("variance_bars", {"variance": close}).axes
     assert raw.get_xscale() == "linear" and raw.get_xlim()[0] == 0 and len(raw.patches) == 16
     means = close.groupby([*KEYS, "method"])["raw"].mean()
-    assert {round(p.get_width(), 9) for p in raw.patches} == {round(v, 9) for v in means}  # type: ignore[attr-defined]
+    bars: list[Any] = list(raw.patches)
+    assert {round(bar.get_width(), 9) for bar in bars} == {round(v, 9) for v in means}
 
 
 def test_settling_draws_a_censored_median_open(tables):
     frame = tables["stabilisation"]
     censored = frame["method"] == "saliency"
     changed = {"stabilisation": frame.assign(censored=censored, epoch=np.where(censored, 6.0, 3.0))}
-    (ax,) = draw("settling", changed).axes
+    figure = draw("settling", changed)
+    (ax,) = figure.axes
     fills = {line.get_gid(): line.get_markerfacecolor() for line in ax.lines if line.get_gid()}
     assert fills["median:saliency"] == "white" and fills["median:integrated_gradients"] != "white"
-    assert {x for (x, _) in np.concatenate(lines_named(ax.figure, "median:saliency"))} == {6.0}  # type: ignore[arg-type]
+    assert {x for (x, _) in np.concatenate(lines_named(figure, "median:saliency"))} == {6.0}
 
 
 @pytest.mark.parametrize(("settled", "place", "name"), [(2, 3.0, "median"), (1, 6.0, "bound")])
@@ -630,7 +633,8 @@ def test_settling_draws_where_half_of_the_seeds_accuracies_had_settled(tables, s
     assert list(bars) == [f"accuracy:{name}"]
     (bar,) = {float(line[0, 0]) for line in bars[f"accuracy:{name}"].get_segments()}
     assert bar == place
-    arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None) and text.xyann == (place, 0.35)]  # type: ignore[attr-defined]
+    texts: list[Any] = [text for text in ax.texts if getattr(text, "arrow_patch", None)]
+    arrows = [text for text in texts if text.xyann == (place, 0.35)]
     dotted = bars[f"accuracy:{name}"].get_linestyle()[0][1] is not None
     assert dotted == bool(arrows) == (name == "bound")
 
@@ -749,7 +753,8 @@ def test_a_time_lapse_is_a_small_endless_gif(tmp_path, accuracy):
     path = maps.timelapse(
         tmp_path / "x.gif", rng.random((1, 8, 8)), values, range(80), ["a", "b"], accuracy, frames=9
     )
-    with Image.open(path) as picture:
-        assert picture.n_frames == 9 and picture.info["loop"] == 0  # type: ignore[attr-defined]
+    with Image.open(path) as opened:
+        picture: Any = opened
+        assert picture.n_frames == 9 and picture.info["loop"] == 0
     assert path.stat().st_size < maps.LARGEST
     assert [p.name for p in tmp_path.iterdir()] == ["x.gif"]

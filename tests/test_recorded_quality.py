@@ -111,7 +111,9 @@ def test_an_epoch_with_damaged_quality_is_done_anew_and_the_rest_kept(tmp_path):
     ledger.epoch_file(broken, 1, "quality").write_bytes(b"")
     assert list(retrieval.committed(broken)) == [0, 2]
     record(broken, range(4), finish=True)
-    pd.testing.assert_frame_equal(retrieval.read_quality(broken), retrieval.read_quality(whole))  # type: ignore[arg-type]
+    mended, expected = retrieval.read_quality(broken), retrieval.read_quality(whole)
+    assert mended is not None and expected is not None
+    pd.testing.assert_frame_equal(mended, expected)
     assert (broken / "quality.parquet").read_bytes() == (whole / "quality.parquet").read_bytes()
     assert retrieval.run_status(broken)[0] == "done" and not (broken / "quality").exists()
     (broken / "quality.parquet").write_bytes(b"")

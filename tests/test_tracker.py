@@ -6,6 +6,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,8 +212,8 @@ def test_ray_tune_stops_trials_whose_maps_are_stable(tmp_path):
 
 def test_lightning_callback_records_every_epoch(features, tmp_path, monkeypatch):
     x, y = features
-    fake = types.ModuleType("lightning.pytorch")
-    fake.Callback = object  # type: ignore[attr-defined]
+    fake: Any = types.ModuleType("lightning.pytorch")
+    fake.Callback = object
     monkeypatch.setitem(sys.modules, "lightning", types.ModuleType("lightning"))
     monkeypatch.setitem(sys.modules, "lightning.pytorch", fake)
     tracker = epochlens.Tracker(network(), x[:4], y[:4], ["saliency"], tmp_path / "run")
@@ -233,8 +234,8 @@ def test_lightning_callback_records_every_epoch(features, tmp_path, monkeypatch)
 
 def test_trainer_callback_records_every_epoch(features, tmp_path, monkeypatch):
     x, y = features
-    fake = types.ModuleType("transformers")
-    fake.TrainerCallback = object  # type: ignore[attr-defined]
+    fake: Any = types.ModuleType("transformers")
+    fake.TrainerCallback = object
     monkeypatch.setitem(sys.modules, "transformers", fake)
     tracker = epochlens.Tracker(network(), x[:4], y[:4], ["saliency"], tmp_path / "run")
     callback = trainer_callback(tracker)

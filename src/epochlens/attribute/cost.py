@@ -239,6 +239,7 @@ def explained(model: nn.Module, images: Tensor, targets: Tensor, method: str) ->
     except UsageError:
         raise
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        # PyTorch's ways to say that the meta device has no values, which some methods and networks look at
         problem = f"cannot be counted without computing it: {str(error).splitlines()[0]}"
         raise UsageError("methods", method, problem) from error
 
