@@ -131,15 +131,15 @@ def test_other_replicas_are_refused(word):
 
 def test_the_watchdog_ends_a_silent_trial_as_a_whole():
     ended, said = [], []
-    guard = watchdog.make_watchdog(0.05, lambda runs: ended.append(runs) or True, said.append)
+    guard = watchdog.make_watchdog(0.05, said.append, lambda trial: ended.append(trial) or True)
     pack, other = (SimpleNamespace(config={"runs": runs}) for runs in (["a", "b"], ["c"]))
     for one in (pack, other):
         guard.on_trial_start(0, [], one)
     guard.on_trial_result(0, [], pack, {"run": "a"})
     time.sleep(0.1)
     guard.on_trial_complete(0, [], other)
-    guard.on_step_end(0, [])
-    assert ended == [("a", "b")]
+    guard.on_step_end(0, [other, pack])
+    assert ended == [pack]
     assert "a, b" in said[0]
 
 

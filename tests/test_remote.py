@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import threading
+import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,11 @@ from test_store import assert_same, make_maps, record_run
 from epochlens import config
 from epochlens.commands import analyze, grid
 from epochlens.errors import UsageError
-from epochlens.record import files, ledger, objects, remote, retrieval, store
+from epochlens.record import files, lease, ledger, objects, remote, retrieval, store
 from epochlens.record.objects import Place, RemoteError
 from epochlens.sweep import trial
 
+SLEEP = time.sleep
 ABOUT = {"run_id": "run", "dataset": "d", "model": "m", "learning_rate": 0.1, "seed": 0}
 
 
@@ -351,42 +356,127 @@ def test_setting_aside_moves_everything_but_what_is_spared(tmp_path):
     at = begin(tmp_path, 2)
     remote.push(at)
     sweep = Place(at.root, "s", tmp_path / "sweep")
-    objects.write(sweep, remote.LOCK, b"mine")
+    objects.write(sweep, lease.LOCK, b"mine")
     for number in (1, 2):
-        target = objects.set_aside(sweep, spare=remote.LOCK)
+        target = objects.set_aside(sweep, spare=lease.LOCK)
         assert target is not None and target.path == f"s.old-{number}"
         kept = target.below("runs/run")._replace(folder=tmp_path / f"kept-{number}")
         remote.pull(kept)
         assert contents(kept.folder) == contents(at.folder)
         assert remote.read_marker(at) is None
         remote.push(at)
-    assert objects.read(sweep, remote.LOCK) == b"mine"
+    assert objects.read(sweep, lease.LOCK) == b"mine"
 
 
 def test_a_sweep_is_held_by_one_process(tmp_path, monkeypatch):
     sweep = Place(f"file://{tmp_path}/bucket", "s", tmp_path / "copy")
-    with remote.only_process(sweep):
+    with lease.only_process(sweep):
         with (
             pytest.raises(UsageError, match=r"worked on by process \d+ on .* since 20"),
-            remote.only_process(sweep),
+            lease.only_process(sweep),
         ):
             pass
-        assert objects.read(sweep, remote.LOCK) is not None
-        monkeypatch.setattr(remote, "silence", lambda place: remote.STALE + 1)
-        with remote.only_process(sweep):  # no sign of life for long: taken over
+        assert objects.read(sweep, lease.LOCK) is not None
+        monkeypatch.setattr(lease, "silence", lambda place: lease.STALE + 1)
+        with lease.only_process(sweep):  # no sign of life for long: taken over
             pass
-    assert objects.read(sweep, remote.LOCK) is None
+    assert objects.read(sweep, lease.LOCK) is None
     monkeypatch.undo()
-    gone = {"process": 2**22 + 1, "host": remote.os.uname().nodename, "since": "then"}
-    objects.write(sweep, remote.LOCK, json.dumps(gone).encode())
-    with remote.only_process(sweep):  # a process of this computer that is no more
+    here = {"host": os.uname().nodename, "space": lease.pid_space()}
+    gone = {"process": 2**22 + 1, **here, "since": "then"}
+    objects.write(sweep, lease.LOCK, json.dumps(gone).encode())
+    with lease.only_process(sweep):  # a process of this computer that is no more
         pass
-    objects.write(sweep, remote.LOCK, json.dumps({**gone, "host": "elsewhere"}).encode())
-    with (
-        pytest.raises(UsageError, match="on elsewhere since then, alive 0 s ago"),
-        remote.only_process(sweep),
-    ):
-        pass
+    alive = [{**gone, "host": "elsewhere"}, {**gone, "space": "pid:[1]"}, {**gone, "process": os.getpid()}]
+    for holder in alive:
+        objects.write(sweep, lease.LOCK, json.dumps(holder).encode())
+        with pytest.raises(UsageError, match="since then, alive 0 s ago"), lease.only_process(sweep):
+            pass
+
+
+def test_a_holder_hears_that_another_one_has_taken_over(tmp_path, monkeypatch):
+    sweep = Place(f"file://{tmp_path}/bucket", "s", tmp_path / "copy")
+    monkeypatch.setattr(lease, "RENEWED", 0.05)
+    heard = threading.Event()
+    with lease.only_process(sweep, heard.set):
+        objects.remove(sweep, [lease.LOCK])  # lost: written anew
+        deadline = time.monotonic() + 20
+        while objects.read(sweep, lease.LOCK) is None:
+            assert time.monotonic() < deadline
+        assert not heard.is_set()
+        objects.write(sweep, lease.LOCK, b"another one's")
+        assert heard.wait(20)
+    assert objects.read(sweep, lease.LOCK) == b"another one's"
+
+
+def test_of_two_that_come_at_once_on_a_slow_line_one_is_refused(tmp_path, monkeypatch):
+    sweep = Place(f"file://{tmp_path}/bucket", "s", tmp_path / "copy")
+    write = objects.write
+    monkeypatch.setattr(time, "sleep", SLEEP)
+    monkeypatch.setattr(objects, "write", lambda *a: (SLEEP(0.3), write(*a))[1])
+
+    def hold(after: float) -> bool:
+        SLEEP(after)
+        try:
+            with lease.only_process(sweep):
+                SLEEP(2)
+        except UsageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(hold, [0.0, 0.25])) == 1
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/outside", "a/../../outside", "", "a\0b"])
+@pytest.mark.parametrize("of", ["file", "object"])
+def test_a_marker_that_leads_outside_is_none(tmp_path, name, of):
+    at = begin(tmp_path, 2)
+    remote.push(at)
+    marker = remote.read_marker(at)
+    assert marker is not None
+    kept = marker.files["run.json"]
+    spoilt = {name: kept} if of == "file" else {"run.json": kept._replace(key=name)}
+    remote.write_marker(at, marker._replace(files={**marker.files, **spoilt}))
+    assert remote.read_marker(at) is None
+
+
+def test_readers_leave_a_copy_alone_that_a_process_works_on(tmp_path, monkeypatch):
+    at = begin(tmp_path, 3, "results/s/runs")
+    sweep = Place(at.root, "s", at.folder.parents[1])
+    (sweep.folder / "sweep.json").write_text("{}")
+    remote.push(sweep)
+    remote.push(at)
+    monkeypatch.setattr(objects, "local_copy", lambda root: sweep.folder.parent)
+    beginning = ledger.epoch_file(at.folder, 3)
+    beginning.write_bytes(b"the epoch that a worker commits now")
+    with files.only_process(sweep.folder):
+        assert remote.pull_sweep(at.root, "s") == sweep.folder
+        assert beginning.exists()
+    remote.pull_sweep(at.root, "s")
+    assert not beginning.exists()
+
+
+def test_a_marker_written_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    at = begin(tmp_path, 2)
+    remote.push(at)
+    later = pulled(tmp_path, "later")
+    store.claim(later.folder, {})
+    (at.folder / "note").write_text("more")
+    keep, raced = remote.keep, []
+
+    def keep_slowly(place, name, known):
+        if not raced:
+            raced.append(name)
+            remote.push(later)
+        return keep(place, name, known)
+
+    monkeypatch.setattr(remote, "keep", keep_slowly)
+    assert not remote.push(at)
+    marker, attempt = remote.read_marker(at), files.read_json(later.folder / "attempt.json")
+    assert marker is not None and attempt is not None
+    assert marker.attempts[-1] == attempt["token"]
+    assert "note" not in marker.files
 
 
 def test_a_trial_whose_results_cannot_be_uploaded_says_so_and_keeps_them(tmp_path, break_calls):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epochlens.errors import UsageError
 from epochlens.record import export, files, ledger, retrieval, store, tables
 
 METHODS = ["saliency", "smoothgrad:base=integrated_gradients"]
@@ -219,3 +222,96 @@ def test_export_to_torch_and_numpy(tmp_path):
     assert np.array_equal(np.stack(document["explanations"]), maps.attributions[1:, 0])
     with np.load(export.export([run], tmp_path / "out", "npz")[0]) as archive:
         assert np.array_equal(archive["attributions"], maps.attributions)
+
+
+@pytest.mark.parametrize("damage", ["flip", "gone"])
+def test_a_run_whose_probe_images_have_changed_is_not_finished(tmp_path, damage):
+    folder = record_run(tmp_path / "run", finish=False)
+    hurt(folder / "probe.npz", damage)
+    with pytest.raises(retrieval.StoreError, match=r"probe.npz has changed"):
+        store.finish_run(folder, {})
+    assert_same(retrieval.load(folder), 4)
+
+
+def test_the_newest_checkpoint_counts_under_whichever_name(tmp_path):
+    folder = record_run(tmp_path / "run", finish=False)
+    latest, before = folder / "state.pt", folder / "state-previous.pt"
+    contents = latest.read_bytes(), before.read_bytes()
+    latest.write_bytes(contents[1])
+    before.write_bytes(contents[0])
+    assert retrieval.latest_state(folder, retrieval.committed(folder)) == b"state after 3"
+
+
+def test_a_checkpoint_beyond_a_damaged_epoch_is_known_but_not_to_go_on_from(tmp_path):
+    folder = record_run(tmp_path / "run", finish=False)
+    hurt(ledger.epoch_file(folder, 1), "flip")
+    entries = retrieval.committed(folder)
+    assert list(entries) == [0, 2, 3]
+    assert retrieval.latest_state(folder, entries) is None
+    assert retrieval.newest_state(folder, entries) == b"state after 3"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 10**30},
+        {"epoch": True},
+        {"epoch": -1},
+        {"rows": 1.5},
+        {"metrics": {"accuracy": "x"}},
+        {"metrics": [1]},
+        {"maps": 3},
+        {"file": "../../outside"},
+    ],
+)
+def test_a_line_with_values_of_other_kinds_is_not_believed(tmp_path, change):
+    folder = record_run(tmp_path / "run", 2, finish=False)
+    line = (folder / "ledger.jsonl").read_bytes().splitlines()[1]
+    document = json.loads(line.partition(b" ")[2]) | change
+    text = json.dumps(document, sort_keys=True)
+    with (folder / "ledger.jsonl").open("ab") as file:
+        file.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+    assert len(ledger.read_lines(folder)) == 3
+    assert [entry.epoch for entry in ledger.read_entries(folder)] == [0, 1]
+
+
+@pytest.mark.parametrize("name", [".lock", "ledger.jsonl"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    folder = record_run(tmp_path / "run", 2, finish=False)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(outside)
+    with pytest.raises((UsageError, OSError)):
+        if name == ".lock":
+            with files.only_process(folder):
+                pass
+        else:
+            store.commit_epoch(folder, 2, make_maps(2), {}, None)
+    assert outside.read_text() == "mine"
+
+
+def test_a_folder_is_held_by_one_process_and_others_wait_or_leave_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    waited = []
+    with files.unheld(tmp_path / "nowhere") as free:
+        assert free and not (tmp_path / "nowhere").exists()
+    with ThreadPoolExecutor(1) as pool:
+        with files.only_process(tmp_path):
+            with pytest.raises(UsageError, match="worked on by process"), files.only_process(tmp_path):
+                pass
+            with files.unheld(tmp_path) as free:
+                assert not free
+            waiting = pool.submit(hold, tmp_path, waited.append)
+            while not waited:
+                assert not waiting.done()
+        assert waiting.result(20)
+    with files.unheld(tmp_path) as free:
+        assert free
+        with pytest.raises(UsageError), files.only_process(tmp_path):
+            pass
+
+
+def hold(folder, waiting) -> bool:
+    with files.only_process(folder, waiting):
+        return True

@@ -47,9 +47,10 @@ def wait_for_growth(root: Path, process: subprocess.Popen, commits: int) -> None
 
 
 @faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kills", [20])
 def test_a_driver_killed_at_random_times(tmp_path, recovers, kills):
-    random = np.random.default_rng(kills)
+    random, alive = np.random.default_rng(kills), 0
     for kill in range(kills):
         process = start(tmp_path)
         if kill % 2:
@@ -57,9 +58,11 @@ def test_a_driver_killed_at_random_times(tmp_path, recovers, kills):
             time.sleep(random.uniform(0, 0.05))
         else:  # also before there is anything to see
             time.sleep(random.uniform(0, 12))
+        alive += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-    recovers(tmp_path, "driver killed", f"SIGKILL at {kills} random times", kills)
+    assert alive >= 10  # the others came when the sweep was complete
+    recovers(tmp_path, "driver killed", f"SIGKILL at {alive} random times", kills)
 
 
 @faults
@@ -94,11 +97,11 @@ def test_a_second_interrupt_ends_the_driver_at_once(tmp_path, recovers):
     process = start(tmp_path)
     wait_for_commits(tmp_path, 10, process)
     os.killpg(process.pid, signal.SIGINT)
-    time.sleep(0.1)
     asked = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    assert finish(tmp_path, process).code == 130
-    assert time.monotonic() - asked < 2
+    while process.poll() is None and time.monotonic() < asked + 2:  # two that come at once are one
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+    assert finish(tmp_path, process, 1).code == 130
     recovers(tmp_path, "driver interrupted", "SIGINT twice", 2)
 
 

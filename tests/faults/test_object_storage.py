@@ -254,6 +254,7 @@ def test_buckets_that_cannot_be_used_are_told_before_any_work(server, tmp_path, 
 
 
 @faults
+@pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_elsewhere_and_is_analysed_from_the_bucket(
     server, path, tmp_path, recovered, monkeypatch
 ):
@@ -299,6 +300,7 @@ def readers(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @faults
+@pytest.mark.timeout(900)
 def test_a_bucket_that_goes_away_for_good_is_told_and_loses_nothing(server, path, line, tmp_path, recovered):
     away = threading.Event()
     bad = line(lambda count: "drop" if away.is_set() else "")

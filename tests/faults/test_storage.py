@@ -22,6 +22,7 @@ from disturbance import (
     without_ray,
 )
 
+from epochlens.learn import training
 from epochlens.record import files, retrieval
 from epochlens.record.tracker import Tracker
 from epochlens.sweep import trial
@@ -30,9 +31,9 @@ pytestmark = pytest.mark.ray
 faults = pytest.mark.faults
 HALF = 20
 DAMAGED = {  # what is damaged; of each run, the epochs trained again at most, and those explained again
-    "an early epoch's maps": ("attributions/epoch-0004.parquet", HALF, 1),
+    "an early epoch's maps": ("attributions/epoch-0004.parquet", 5, 1),
     "the last epoch's maps": (f"attributions/epoch-{HALF - 1:04d}.parquet", 1, 1),
-    "an early epoch's quality": ("quality/epoch-0005.parquet", HALF, 1),
+    "an early epoch's quality": ("quality/epoch-0005.parquet", 6, 1),
     "the checkpoint": ("state.pt", 1, 0),
     "the ledger": ("ledger.jsonl", HALF, HALF),
     "the probe images": ("probe.npz", 0, 0),
@@ -67,12 +68,29 @@ def test_damage_to_half_a_run_is_found_and_mended(tmp_path, what, damage, recove
 
 
 @faults
-@pytest.mark.parametrize("name", ["attributions/epoch-0004.parquet", "state.pt", "ledger.jsonl"])
+@pytest.mark.parametrize(
+    ("name", "again"), [("attributions/epoch-0004.parquet", 5), ("state.pt", 1), ("ledger.jsonl", HALF)]
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_damage_is_mended_by_the_same_command(tmp_path, recovers, name, damage):
+def test_damage_is_mended_by_the_same_command(tmp_path, recovers, name, again, damage):
     for folder in half_done(tmp_path, HALF):
         hurt(folder / name, damage)
-    recovers(tmp_path, f"{Path(name).name} damaged", f"{damage}, then the command", 2 * HALF, ONLY_TRAIN)
+    recovers(tmp_path, f"{Path(name).name} damaged", f"{damage}, then the command", 2 * again, ONLY_TRAIN)
+
+
+def test_a_torn_ledger_is_kept_and_its_other_lines_are_believed(tmp_path, recovered):
+    damaged = []
+    for folder in half_done(tmp_path, HALF):
+        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
+        lines[7] = lines[7].replace(b"accuracy", b"accurate")
+        damaged.append(b"\n".join(lines) + b"\n")
+        (folder / "ledger.jsonl").write_bytes(damaged[-1])
+    with without_ray():
+        trained = sum(len(list(trial.train_run(*attempt))) for attempt in attempts(tmp_path))
+    again = trained - 2 * (EPOCHS + 1 - HALF)
+    kept = [path.read_bytes() for folder in folders(tmp_path) for path in folder.glob("damaged/*-ledger.jsonl")]
+    assert kept == damaged
+    recovered(tmp_path, "a line of the ledger damaged", "a word changed, in 2 runs of 20", 2 * 8, again)
 
 
 @pytest.fixture
@@ -154,6 +172,25 @@ def test_a_lost_attempt_that_wakes_after_the_run_was_finished_changes_nothing(tm
             assert list(old) == []
             assert retrieval.run_status(lost[1])[0] == "done"
     recovered(tmp_path, "lost worker goes on", "woken after the run was finished", 0)
+
+
+def test_an_attempt_that_loads_while_another_one_finishes_leaves_the_finished_run(tmp_path, recovered):
+    with without_ray():
+        for slow, fast in zip(attempts(tmp_path), attempts(tmp_path), strict=True):
+            under_way = trial.train_run(*fast)
+            for _ in range(EPOCHS + 1):
+                next(under_way)
+
+            def load(under_way=under_way, slow=slow):
+                fast_record["attempt"] = files.read_json(slow[1] / "attempt.json")["token"]
+                assert list(under_way) == []
+                return slow[2].datasets["digits"]
+
+            fast_record = fast[3]
+            assert list(trial.train_run(*slow, load=lambda: training.as_tensors(load(), "cpu"))) == []
+            assert retrieval.run_status(slow[1])[0] == "done"
+    assert not [*tmp_path.rglob("*.old-*")]
+    recovered(tmp_path, "lost worker goes on", "finishes the run while the next one loads its data", 0)
 
 
 @faults

@@ -38,6 +38,9 @@ def test_a_crash_at_any_step_of_a_commit(tmp_path, address, recovers, name):
     count = {"beside": 20, "quality": 2, "gathered": 1, "metrics": 1, "done": 1}.get(name, 5)
     options = ["--address", address, ONLY_TRAIN, "--max-failures", "1"]
     crashed = finish(tmp_path, start(tmp_path, *options, **{CRASH_AT: f"{name}:{count}"}))
+    ended = ("gathered", "metrics", "done")  # steps at which working files are still there
+    left = [(folder / "ledger.jsonl").exists() for folder in disturbance.folders(tmp_path)]
+    assert left == [True, True] or name not in ended
     assert crashed.code == (0 if name == "done" else 1), crashed.said
     at_most = 4 if name in ("beside", "ledger", "moved") else 0
     recovers(
@@ -62,6 +65,21 @@ def test_a_frozen_worker_is_found_and_replaced(tmp_path, recovered):
     assert outcome.code == 0, outcome.said
     assert "stalled" in outcome.said
     recovered(tmp_path, "worker frozen", "SIGSTOP in mid-epoch", 1)
+
+
+@faults
+def test_a_worker_frozen_before_its_first_epoch_is_found_and_replaced(tmp_path, recovered, address):
+    process = start(tmp_path, "--address", address, ONLY_TRAIN, "--stall-timeout", "20")
+    [raylet] = processes("raylet/raylet", of=os.getpid())
+    frozen = wait_for(tmp_path, lambda: processes("ray::ImplicitFunc.train", of=raylet), process)
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    began = bool(disturbance.folders(tmp_path))
+    outcome = finish(tmp_path, process)
+    assert outcome.code == 0, outcome.said
+    assert "stalled" in outcome.said
+    told = "SIGSTOP while it loads" if not began else "SIGSTOP at its first epoch"
+    recovered(tmp_path, "worker frozen", told, 2)
 
 
 @faults
@@ -106,8 +124,10 @@ def test_a_killed_analysis_worker(calm_root, calm, tmp_path):
     shutil.copytree(calm_root / "results", tmp_path / "results")
     shutil.rmtree(tmp_path / "results" / disturbance.NAME / "tables")
 
+    [raylet] = processes("raylet/raylet", of=os.getpid())
+
     def kill() -> None:
-        for pid in wait_for(tmp_path, lambda: processes("ray::measure_run")):
+        for pid in wait_for(tmp_path, lambda: processes("ray::measure_run", of=raylet)):
             os.kill(pid, signal.SIGKILL)
 
     with ThreadPoolExecutor(1) as pool:

@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import signal
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from epochlens.errors import UsageError
 
@@ -24,6 +25,9 @@ metrics are in place; run.json says so"""
 CRASH_AT = "EPOCHLENS_CRASH_AT"
 """environment variable for tests: "ledger:3" kills the process when it gets to that point the third time"""
 _passed: collections.Counter[str] = collections.Counter()
+LOCK = ".lock"
+PATIENCE = 1.0
+"""seconds in which a lock may still be let go: a reader holds it for a moment"""
 
 
 def step(name: str) -> None:
@@ -80,6 +84,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder, with those above it, so that they survive a power cut."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in made:
+        sync_folder(path.parent)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Writes the document whole, indented, with its keys in the given order."""
     write_whole(path, (json.dumps(document, indent=2, default=str) + "\n").encode())
@@ -114,26 +126,71 @@ def unchanged_checksum(path: Path, inode: int, size: int, modified: int) -> str:
     return file_checksum(path)
 
 
+def known_checksum(path: Path) -> str:
+    """As `file_checksum`, worked out again only when the file's time, size or inode is another."""
+    try:
+        stamp = path.stat()
+    except OSError:
+        return ""
+    return unchanged_checksum(path, stamp.st_ino, stamp.st_size, stamp.st_mtime_ns)
+
+
 @contextmanager
-def only_process(folder: Path) -> Iterator[None]:
+def only_process(folder: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds the folder for this process; the lock goes with it, however it ends.
 
-    Raises UsageError, naming the other process, while another one holds it.
+    While another one holds it, raises UsageError that names it, or tells `waiting` its name and waits.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            problem = f"is being worked on by {file.read().strip() or 'another process'}: wait, or stop it"
-            raise UsageError("sweep", str(folder), problem) from None
-        except OSError as error:
-            raise UsageError("results_dir", str(folder), f"cannot be locked: {error.strerror}") from None
-        file.truncate(0)
+    make_folder(folder)
+    with open_lock(folder, os.O_RDWR | os.O_CREAT) as file:
+        if not is_locked(file, folder, fcntl.LOCK_EX, PATIENCE):
+            holder = file.read().strip() or "another process"
+            if waiting is None:
+                raise UsageError("sweep", str(folder), f"is being worked on by {holder}: wait, or stop it")
+            waiting(holder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextmanager
+def unheld(folder: Path) -> Iterator[bool]:
+    """Whether no process holds the folder; none can begin to before this is left."""
+    if not (folder / LOCK).exists():
+        yield True
+        return
+    with open_lock(folder, os.O_RDONLY) as file:
+        yield is_locked(file, folder, fcntl.LOCK_SH)
+
+
+def open_lock(folder: Path, flags: int) -> IO[str]:
+    """The folder's lock file, never what a link leads to. Raises UsageError."""
+    try:
+        descriptor = os.open(folder / LOCK, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise UsageError("results_dir", str(folder), f"cannot be locked: {error.strerror}") from None
+    return os.fdopen(descriptor, "r+" if flags & os.O_RDWR else "r")
+
+
+def is_locked(file: IO[str], folder: Path, kind: int, patience: float = 0.0) -> bool:
+    """Locks a folder's open lock file; False when another process keeps it for `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        except OSError as error:
+            raise UsageError("results_dir", str(folder), f"cannot be locked: {error.strerror}") from None
 
 
 def set_aside(folder: Path) -> Path:

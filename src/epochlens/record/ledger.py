@@ -22,7 +22,12 @@ else:
 
 STATES = ("state.pt", "state-previous.pt")
 """the checkpoints, the latest first"""
+LEDGER = "ledger.jsonl"
 METRICS = ("train_loss", "test_loss", "accuracy", "seconds_train", "seconds_eval", "seconds_attribute")
+
+
+MOST = 2**31 - 1
+"""epochs and rows that an entry may tell of: what their column in a table holds"""
 
 
 class Entry(NamedTuple):
@@ -48,9 +53,10 @@ def append_entry(folder: Path, entry: Entry) -> None:
     """Adds the entry to the ledger as a line that carries its own checksum."""
     text = json.dumps(entry._asdict(), sort_keys=True)
     line = f"{zlib.crc32(text.encode()):08x} {text}\n"
-    path = folder / "ledger.jsonl"
+    path = folder / LEDGER
     torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with path.open("ab") as file:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "ab") as file:
         file.write(("\n" if torn else "").encode() + line.encode())
         file.flush()
         os.fsync(file.fileno())
@@ -65,11 +71,15 @@ def read_ledger(folder: Path) -> dict[int, Entry]:
 
 def read_entries(folder: Path) -> list[Entry]:
     """The entry of every believable line, in order; none when there is no ledger."""
+    return [entry for line in read_lines(folder) if (entry := parse_entry(line)) is not None]
+
+
+def read_lines(folder: Path) -> list[bytes]:
+    """The ledger's lines, believable or not, in order; none when there is no ledger."""
     try:
-        lines = (folder / "ledger.jsonl").read_bytes().splitlines()
-    except OSError:
+        return [line for line in (folder / LEDGER).read_bytes().splitlines() if line]
+    except (OSError, ValueError):  # ValueError: no name of a file at all
         return []
-    return [entry for line in lines if (entry := parse_entry(line)) is not None]
 
 
 def parse_entry(line: bytes) -> Entry | None:
@@ -81,9 +91,18 @@ def parse_entry(line: bytes) -> Entry | None:
         entry = Entry(**json.loads(text))
     except (TypeError, ValueError, RecursionError):
         return None
-    texts = entry.maps, entry.state, entry.quality
-    known = isinstance(entry.epoch, int) and isinstance(entry.metrics, dict)
-    return entry if known and entry.epoch >= 0 and all(isinstance(text, str) for text in texts) else None
+    return entry if is_entry(entry) else None
+
+
+def is_entry(entry: Entry) -> bool:
+    """Whether an entry's values are of the types that this program writes."""
+    texts, numbers = (entry.maps, entry.state, entry.quality), (entry.epoch, entry.rows)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int and 0 <= number <= MOST for number in numbers)
+        and isinstance(entry.metrics, dict)
+        and all(isinstance(value, int | float) for value in entry.metrics.values())
+    )
 
 
 def metrics_frame(entries: Mapping[int, Entry]) -> pd.DataFrame:

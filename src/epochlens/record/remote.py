@@ -19,33 +19,31 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
 import uuid
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from epochlens.errors import UsageError, unknown
 from epochlens.record import ledger, objects, retrieval
 from epochlens.record.files import (
     checksum,
     file_checksum,
+    known_checksum,
+    make_folder,
     read_json,
-    unchanged_checksum,
+    unheld,
     write_json,
     write_whole,
 )
 from epochlens.record.objects import Place, RemoteError
 
-MARKER, LOCK = "marker.json", "lock.json"
+MARKER = "marker.json"
 APART = ("runs", "tune", "damaged")
 """folders that are not mirrored: runs have markers, Ray Tune's state is scratch, damaged files stay here"""
 FINISHED = 10**9
 """progress of a finished run: more than any number of epochs"""
-RENEWED, STALE = 20.0, 120.0
-"""seconds between two signs of life of a lock's holder; without one for so long it is taken over"""
 damaged: set[tuple[str, str]] = set()
 """folder's URI and key of objects that this process has found damaged: never to be named by a marker again"""
 
@@ -108,9 +106,17 @@ def read_marker(place: Place) -> Marker | None:
         if expected != checksum(json.dumps(document, sort_keys=True).encode()):
             return None
         files = {name: Kept(**kept) for name, kept in document["files"].items()}
+        if not all(is_inside(name) and is_inside(kept.key) for name, kept in files.items()):
+            return None
         return Marker(files, document["progress"], tuple(document["attempts"]))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name leads to a file below the folder that it is taken in."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and name.isprintable()
 
 
 def write_marker(place: Place, marker: Marker) -> None:
@@ -144,7 +150,14 @@ def push(place: Place) -> bool:
     False, and nothing is marked, when another attempt at the run has come since: the local copy then says so.
     Raises RemoteError; what counted before counts then still.
     """
-    before = read_marker(place) or Marker({})
+    while True:
+        pushed = try_push(place, read_marker(place) or Marker({}))
+        if pushed is not None:
+            return pushed
+
+
+def try_push(place: Place, before: Marker) -> bool | None:
+    """As `push`; None, and nothing is marked, when the marker is no longer the one `before`."""
     token = str((read_json(place.folder / "attempt.json") or {}).get("token", ""))
     reached = progress(place.folder, verify=False)
     mended = any(uri == place.uri for uri, _ in damaged)
@@ -161,6 +174,8 @@ def push(place: Place) -> bool:
     attempts = before.attempts if token in ("", *before.attempts) else (*before.attempts, token)
     marker = Marker(files, reached, attempts)
     if marker != before:
+        if (read_marker(place) or Marker({})) != before:
+            return None
         write_marker(place, marker)
         damaged.difference_update([found for found in damaged if found[0] == place.uri])
         remove_unneeded(place, before, marker)
@@ -177,11 +192,10 @@ def is_lost(before: Marker, token: str, reached: int) -> bool:
 def keep(place: Place, name: str, known: dict[str, Kept]) -> Kept | None:
     """Uploads a file unless an object of this content is known; None when the file has gone meanwhile."""
     path = place.folder / name
+    same = known.get(known_checksum(path))
+    if same is not None:
+        return same
     try:
-        stamp = path.stat()
-        same = known.get(unchanged_checksum(path, stamp.st_ino, stamp.st_size, stamp.st_mtime_ns))
-        if same is not None:
-            return same
         content = path.read_bytes()
     except FileNotFoundError:
         return None
@@ -212,7 +226,7 @@ def pull(place: Place) -> bool:
         local = progress(place.folder, verify=True)
         if marker is None or local > marker.progress:
             return (place.folder / "run.json").exists()
-        place.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(place.folder)
         names = sorted(marker.files, key=lambda name: name == "run.json")  # what says "done" comes last
         lacking = [name for name in names if not is_same(place.folder / name, marker.files[name])]
         fetched = objects.in_parallel(
@@ -237,7 +251,7 @@ def fetch(place: Place, name: str, kept: Kept) -> bool:
         damaged.add((place.uri, kept.key))
         path.unlink(missing_ok=True)
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, content)
     return True
 
@@ -255,13 +269,18 @@ def pull_runs(place: Place, wanted: Collection[str] | None = None) -> list[Place
 
 
 def pull_sweep(results: str, name: str) -> Path:
-    """The local copy of a whole sweep, made current. Raises UsageError, listing sweeps, without it."""
+    """The local copy of a whole sweep, made current unless a process of this computer works on it.
+
+    Raises UsageError, listing sweeps, when there is no such sweep.
+    """
     place = find_place(results, name)
     assert place is not None
     if read_marker(place) is None:
         raise unknown("sweep", name, list_sweeps(results) or [f"none yet in {results}"])
-    pull(place)
-    pull_runs(place)
+    with unheld(place.folder) as free:
+        if free:
+            pull(place)
+            pull_runs(place)
     return place.folder
 
 
@@ -277,71 +296,8 @@ def pull_run(results: str, run_id: str) -> Path:
     for name in list_sweeps(results):
         sweep = Place(results, name, root.folder / name)
         if read_marker(run := sweep.below(f"runs/{Path(run_id).name}")) is not None:
-            pull(sweep)
-            pull(run)
+            with unheld(sweep.folder) as free:
+                if free:
+                    pull(sweep)
+                    pull(run)
     return root.folder
-
-
-@contextmanager
-def only_process(place: Place) -> Iterator[None]:
-    """Holds the sweep for this process by a lock object that is renewed while it does.
-
-    Raises UsageError, naming the other process, while another one holds it. A lock is taken over once its
-    holder has given no sign of life for STALE seconds, or at once if it was a process of this computer.
-    """
-    mine = {
-        "process": os.getpid(),
-        "host": os.uname().nodename,
-        "since": time.strftime("%Y-%m-%d %H:%M:%S%z"),
-    }
-    document = json.dumps({**mine, "token": uuid.uuid4().hex}).encode()
-    refuse_if_held(place)
-    objects.write(place, LOCK, document)
-    time.sleep(0.2)
-    refuse_if_held(place, document)  # two that came at the same moment: the last one has it
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(RENEWED):
-            with suppress(RemoteError):
-                if objects.read(place, LOCK) != document:
-                    return
-                objects.write(place, LOCK, document)
-
-    renewing = threading.Thread(target=renew, daemon=True)
-    renewing.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        with suppress(RemoteError):
-            renewing.join()
-            if objects.read(place, LOCK) == document:
-                objects.remove(place, [LOCK])
-
-
-def refuse_if_held(place: Place, mine: bytes | None = None) -> None:
-    """Raises UsageError when a living process other than the one with the lock `mine` holds the sweep."""
-    content = objects.read(place, LOCK)
-    if content is None or content == mine:
-        return
-    try:
-        holder: dict[str, Any] = json.loads(content)
-        who = f"process {holder['process']} on {holder['host']} since {holder['since']}"
-        if holder["host"] == os.uname().nodename and not Path(f"/proc/{holder['process']}").exists():
-            return
-    except (KeyError, TypeError, ValueError):
-        who = "another process"
-    silent = silence(place)
-    if silent < STALE:
-        problem = f"is being worked on by {who}, alive {silent:.0f} s ago: wait, or stop it"
-        raise UsageError("sweep", place.uri, f"{problem} (a dead one's lock is free after {STALE:.0f} s)")
-
-
-def silence(place: Place) -> float:
-    """Seconds since the lock was renewed, by the storage's clock; infinite when it has gone."""
-    key = f".clock-{uuid.uuid4().hex}"
-    objects.write(place, key, b"")
-    now, renewed = objects.written_at(place, key), objects.written_at(place, LOCK)
-    objects.remove(place, [key])
-    return float("inf") if renewed is None or now is None else now - renewed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from epochlens.lazy import LazyModule
 from epochlens.record import tables
-from epochlens.record.files import checksum, file_checksum, read_json, unchanged_checksum
+from epochlens.record.files import checksum, file_checksum, known_checksum, read_json
 from epochlens.record.ledger import STATES, Entry, epoch_file, metrics_frame, read_ledger
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run_status(folder: Path) -> tuple[str, int]:
     if record.get("status") != "done":
         return ("failed" if record.get("status") == "failed" else "partial"), len(read_ledger(folder))
     files = finished_files(record)
-    whole = files and all(c and file_checksum(folder / Path(name).name) == c for name, c in files.items())
+    whole = files and all(c and known_checksum(folder / Path(name).name) == c for name, c in files.items())
     return ("done" if whole else "corrupt"), 0
 
 
@@ -78,23 +78,27 @@ def latest_state(folder: Path, entries: Mapping[int, Entry]) -> bytes | None:
     whole = 0
     while whole in entries:
         whole += 1
-    vouched = {entry.state for epoch, entry in entries.items() if epoch < whole and entry.state}
-    for name in STATES:
+    return newest_state(folder, {epoch: entry for epoch, entry in entries.items() if epoch < whole})
+
+
+def newest_state(folder: Path, entries: Mapping[int, Entry]) -> bytes | None:
+    """The checkpoint of the latest of these epochs that there is one of."""
+    vouched = {entry.state: epoch for epoch, entry in entries.items() if entry.state}
+    found: dict[int, bytes] = {}
+    for name in STATES:  # after a lost attempt has woken, the later one may be the one called previous
         with contextlib.suppress(OSError):
             content = (folder / name).read_bytes()
-            if checksum(content) in vouched:
-                return content
-    return None
+            if (epoch := vouched.get(checksum(content))) is not None:
+                found[epoch] = content
+    return found[max(found)] if found else None
 
 
 def verified(folder: Path, name: str) -> Path:
     """The path of a finished run's file. Raises StoreError when it is not what run.json says."""
     path = folder / name
     expected = finished_files(read_json(folder / "run.json") or {}).get(name)
-    with contextlib.suppress(OSError):
-        stamp = path.stat()
-        if expected and unchanged_checksum(path, stamp.st_ino, stamp.st_size, stamp.st_mtime_ns) == expected:
-            return path
+    if expected and known_checksum(path) == expected:
+        return path
     raise StoreError(f"{path} is not the file that run.json describes: it is damaged, or missing")
 
 

@@ -33,6 +33,7 @@ from epochlens.record import tables
 from epochlens.record.files import (
     checksum,
     file_checksum,
+    make_folder,
     name_beside,
     publish,
     read_json,
@@ -43,13 +44,23 @@ from epochlens.record.files import (
     write_whole,
     written_beside,
 )
-from epochlens.record.ledger import STATES, Entry, append_entry, epoch_file, metrics_frame, read_entries
+from epochlens.record.ledger import (
+    LEDGER,
+    STATES,
+    Entry,
+    append_entry,
+    epoch_file,
+    metrics_frame,
+    parse_entry,
+    read_entries,
+    read_lines,
+)
 from epochlens.record.retrieval import StoreError, committed, count_rows, is_done, join_frames
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WORKING = ("ledger.jsonl", *STATES, "attempt.json")
+WORKING = (LEDGER, *STATES, "attempt.json")
 
 
 def keep_other_run(folder: Path, identity: Mapping[str, Any], images, labels, indices) -> None:
@@ -66,8 +77,7 @@ def keep_other_run(folder: Path, identity: Mapping[str, Any], images, labels, in
 
 def begin_run(folder: Path, record: Mapping[str, Any], images, labels, indices) -> None:
     """Makes the run's folder with its probe images and a run.json that says "running"."""
-    (folder / "attributions").mkdir(parents=True, exist_ok=True)
-    sync_folder(folder.parent)
+    make_folder(folder / "attributions")
     probe = tables.npz_bytes(images=images, labels=labels, indices=indices)
     kept = write_whole(folder / "probe.npz", probe)
     (folder / "error.log").unlink(missing_ok=True)
@@ -76,7 +86,7 @@ def begin_run(folder: Path, record: Mapping[str, Any], images, labels, indices) 
 
 def claim(folder: Path, who: Mapping[str, Any]) -> str:
     """Makes this the attempt that counts at the run; returns its token. `who` tells where its process is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     token = uuid.uuid4().hex
     write_json(folder / "attempt.json", {"token": token, **who})
     return token
@@ -90,11 +100,12 @@ def is_claimed(folder: Path, token: str) -> bool:
 
 
 def quarantine(folder: Path, entries: Mapping[int, Entry]) -> None:
-    """Keeps in `damaged/` what an unfinished run holds and its ledger does not vouch for.
+    """Keeps in `damaged/` what an unfinished run holds and its ledger does not vouch for, and a torn ledger.
 
     `entries` are the epochs whose files are whole. Nothing reads what is not vouched for; where it lies it is
     replaced when its epoch is done anew.
     """
+    quarantine_lines(folder)
     states = {name: file_checksum(folder / name) for name in STATES}
     lines = read_entries(folder)  # after the checkpoints, so that it vouches for another attempt's latest
     vouched = {line.state for line in lines}
@@ -109,15 +120,26 @@ def quarantine(folder: Path, entries: Mapping[int, Entry]) -> None:
             keep_apart(folder, path, found)
 
 
+def quarantine_lines(folder: Path) -> None:
+    """Keeps a ledger with lines that cannot be believed in `damaged/`, and goes on with the others."""
+    lines = read_lines(folder)
+    believed = [line for line in lines if parse_entry(line) is not None]
+    if len(believed) < len(lines):
+        path = folder / LEDGER
+        keep_apart(folder, path, file_checksum(path))
+        write_whole(path, b"".join(line + b"\n" for line in believed))
+
+
 def keep_apart(folder: Path, path: Path, found: str) -> None:
     """Gives a file of the run with this checksum a second name in `damaged/`, which outlives the first."""
-    (folder / "damaged").mkdir(exist_ok=True)
+    make_folder(folder / "damaged")
     kept = folder / "damaged" / f"{found[:8]}-{'-'.join(path.relative_to(folder).parts)}"
     with contextlib.suppress(FileNotFoundError, FileExistsError):  # another attempt was faster
         try:
             os.link(path, kept)
         except PermissionError:  # a file system without links
             shutil.copyfile(path, kept)
+    sync_folder(kept.parent)
 
 
 def damage(folder: Path) -> dict[str, list[str]]:
@@ -139,11 +161,12 @@ def commit_epoch(
     step("maps")
     quality_checksum = ""
     if quality is not None:
-        (folder / "quality").mkdir(exist_ok=True)
+        make_folder(folder / "quality")
         quality_checksum = write_whole(epoch_file(folder, epoch, "quality"), tables.frame_bytes(quality))
         step("quality")
     rows = math.prod(maps.attributions.shape[:3])
-    entry = Entry(epoch, rows, maps_checksum, "", dict(metrics), quality_checksum)
+    numbers = {name: float(value) for name, value in metrics.items()}
+    entry = Entry(epoch, rows, maps_checksum, "", numbers, quality_checksum)
     commit_entry(folder, entry, state)
     return entry
 
@@ -174,8 +197,11 @@ def finish_run(
     """Gathers the epochs into the finished run's files, says "done", and removes the working files.
 
     `others` names files of the caller's in the folder that belong to the run. run.json counts as
-    `epochs_repeated` the commits beyond one an epoch. Raises StoreError when an epoch is missing.
+    `epochs_repeated` the commits beyond one an epoch. Raises StoreError when an epoch is missing, or the
+    probe images are not those that the run began with.
     """
+    if file_checksum(folder / "probe.npz") != (read_json(folder / "run.json") or {}).get("probe"):
+        raise StoreError(f"{folder / 'probe.npz'} has changed since the run began: going on writes it anew")
     entries = committed(folder)
     if not entries or list(entries) != list(range(len(entries))):
         raise StoreError(f"{folder}: epochs {sorted(entries)} are not all there: the run is not complete")
@@ -226,7 +252,7 @@ def fail_run(folder: Path, record: Mapping[str, Any], error: str, log: str) -> P
     """Says in run.json that the run failed and why; returns the place of the log. Committed epochs stay."""
     if is_done(folder):
         raise StoreError(f"{folder} is finished: another process must have finished it meanwhile")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "error.log"
     write_whole(path, log.encode())
     about = {"status": "failed", "error": error, "log": str(path)}

@@ -81,6 +81,10 @@ class Tracker:
         self.entries = retrieval.committed(self.folder)
         store.quarantine(self.folder, self.entries)
         store.begin_run(self.folder, self.about, *arrays, self.samples)
+        self.take_up()
+
+    def take_up(self) -> None:
+        """Goes on from the latest recorded epoch, at which the model must be now, if there is any."""
         self.weights = flat_weights(self.model) if self.entries else None
         self.outputs = self._probabilities() if self.entries else None
         self.maps = retrieval.load(self.folder, epochs=[max(self.entries)]) if self.entries else None

@@ -30,6 +30,8 @@ else:
 
 Progress = Callable[[str, int, int], None]
 TAU = 0.95
+RECORD = "analysis.json"
+"""file that says what tables and figures were made of"""
 
 
 class Analysis(NamedTuple):
@@ -126,9 +128,14 @@ def in_order(
 
 
 def measure_there(function: Callable[..., Measured], place: remote.Place, item: Any) -> Measured:
-    """What a function measures of a run, or of several, once this node's local copy has them."""
-    for run in [item] if isinstance(item, Mapping) else item:
-        remote.pull(place.below(f"runs/{run['run_id']}"))
+    """What a function measures of a run, or of several, once this node's local copy has them.
+
+    On the node of the sweep's driver, which holds the copy, it has: there workers may be writing.
+    """
+    with files.unheld(place.folder) as free:
+        for run in [item] if isinstance(item, Mapping) else item:
+            if free:
+                remote.pull(place.below(f"runs/{run['run_id']}"))
     return function(item)
 
 
@@ -152,17 +159,33 @@ def analyze(
         raise UsageError("sweep", str(folder), f"has no finished run ({len(grid)} planned): train it first")
     notices = incomplete_notices(grid, usable)
     target = folder / "tables"
-    target.mkdir(parents=True, exist_ok=True)
-    measured = list(write_stability(target / "stability.parquet", usable, progress, place))
-    made = make_tables(grid, usable, [run["status"] for run in grid], measured, Rule(tau, patience))
-    write_tables(target, made, f"{len(usable)}/{len(grid)}")
-    summary = summaries.summarise(made)
-    drawing.draw_all(folder.name, plots, made, usable, notices, summary, read_settings(folder), progress)
-    for written in (target, plots):
-        files.write_json(written / "analysis.json", {"inputs": fingerprint(grid, tau, plots, patience)})
-    if place:
-        remote.push(place)
+    with files.only_process(target, lambda who: progress(f"waiting for {who}, which analyses it", 1, 1)):
+        begin_writing(target, plots)
+        measured = list(write_stability(target / "stability.parquet", usable, progress, place))
+        made = make_tables(grid, usable, [run["status"] for run in grid], measured, Rule(tau, patience))
+        write_tables(target, made, f"{len(usable)}/{len(grid)}")
+        summary = summaries.summarise(made)
+        drawing.draw_all(folder.name, plots, made, usable, notices, summary, read_settings(folder), progress)
+        end_writing(target, plots, fingerprint(grid, tau, plots, patience))
+        if place:
+            remote.push(place)
     return Analysis(made, notices, summary)
+
+
+def begin_writing(target: Path, plots: Path) -> None:
+    """Withdraws what says that tables and figures are current, and removes what a crash has left."""
+    for path in [target / RECORD, plots / RECORD, *target.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
+def end_writing(target: Path, plots: Path, inputs: str) -> None:
+    """Says of tables and figures what they were made of, and vouches for the tables and the report."""
+    for folder, written in (
+        (target, [*target.glob("*.parquet"), *target.glob("*.csv")]),
+        (plots, [plots / "report.html"]),
+    ):
+        sums = {path.name: files.known_checksum(path) for path in sorted(written)}
+        files.write_json(folder / RECORD, {"inputs": inputs, "files": sums})
 
 
 def write_stability(
@@ -179,7 +202,7 @@ def write_stability(
         "runs measured": (measure_run, usable),
         "conditions compared over seeds": (measure_seeds, comparable_seeds(usable)),
     }
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = files.name_beside(path)
     writer = None
     try:
         for step, (function, items) in steps.items():
@@ -248,5 +271,14 @@ def fingerprint(
 def is_current(folder: Path, plots: Path, tau: float = TAU) -> bool:
     """Whether tables, figures and report on disk already describe what the store holds."""
     now = fingerprint(find_grid(folder), tau, plots) if (plots / "report.html").exists() else ""
-    before = [files.read_json(place / "analysis.json") or {} for place in (folder / "tables", plots)]
-    return all(document.get("inputs") == now for document in before)
+    return all(vouches(place, now) for place in (folder / "tables", plots))
+
+
+def vouches(folder: Path, inputs: str) -> bool:
+    """Whether what lies in the folder was made of these inputs, and is still as it was then."""
+    record = files.read_json(folder / RECORD) or {}
+    sums = record.get("files")
+    whole = isinstance(sums, dict) and all(
+        files.known_checksum(folder / Path(name).name) == sum for name, sum in sums.items()
+    )
+    return whole and record.get("inputs") == inputs

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,8 @@ from epochlens.sweep.cluster import choose_device, choose_replicas, trial_resour
 from epochlens.sweep.interruption import UNWRITABLE, stop_if_asked
 from epochlens.sweep.plan import Task, run_folder, run_place
 from epochlens.sweep.progress import Progress
-from epochlens.sweep.trial import Shared, trial
-from epochlens.sweep.watchdog import end_attempt, make_watchdog
+from epochlens.sweep.trial import Shared, has_failed, trial
+from epochlens.sweep.watchdog import make_watchdog
 
 if TYPE_CHECKING:
     import ray
@@ -61,7 +60,7 @@ def train_missing(
         while trials:
             tuner = make_tuner(sweep, shared, progress, trials, resources, at_once)
             try:
-                left = tell_deaths(folder, trials, tuner.fit(), place)
+                left = tell_deaths(shared, trials, tuner.fit())
                 why = "whose shared process died go on alone"
             except (tune.TuneError, RuntimeError) as error:
                 left, at_once = blame(error, shared, trials, deaths, sweep.max_failures), 1
@@ -89,7 +88,7 @@ def blame(
     run_ids = [run_id for run_ids in trials for run_id in run_ids]
     if shared.place:
         remote.pull_runs(shared.place, run_ids)
-    left = [run_id for run_id in run_ids if not has_ended(run_folder(shared.folder, run_id))]
+    left = [run_id for run_id in run_ids if not has_ended(run_folder(shared.folder, run_id), shared.session)]
     attempts = {r: files.read_json(run_folder(shared.folder, r) / "attempt.json") or {} for r in left}
     begun = [run_id for run_id in left if attempts[run_id].get("session") == shared.session]
     if left and not begun:
@@ -97,7 +96,7 @@ def blame(
     deaths.update(begun)
     for run_id in begun:
         if deaths[run_id] > most:
-            tell_death(run_folder(shared.folder, run_id), str(error), reason_of(error))
+            tell_death(run_folder(shared.folder, run_id), shared.session, str(error), reason_of(error))
             if shared.place:
                 remote.push(run_place(shared.place, run_id))
     return [run_id for run_id in left if deaths[run_id] <= most]
@@ -111,9 +110,7 @@ def reason_of(error: BaseException) -> str:
     return lines[0]
 
 
-def tell_deaths(
-    folder: Path, trials: Sequence[tuple[str, ...]], results: Any, place: remote.Place | None = None
-) -> list[str]:
+def tell_deaths(shared: Shared, trials: Sequence[tuple[str, ...]], results: Any) -> list[str]:
     """Says of runs that were alone in a dead trial that they died; returns those that were not alone.
 
     Which of several has taken the others with it nobody knows.
@@ -123,27 +120,29 @@ def tell_deaths(
     for result in results:
         if result.error is not None:
             run_ids = named[Path(result.path).name]
-            if place:
-                remote.pull_runs(place, run_ids)
+            if shared.place:
+                remote.pull_runs(shared.place, run_ids)
+            places = {run_id: run_folder(shared.folder, run_id) for run_id in run_ids}
             if len(run_ids) == 1:
-                tell_death(run_folder(folder, run_ids[0]), str(result.error), last_line(result.error))
-                if place:
-                    remote.push(run_place(place, run_ids[0]))
+                tell_death(places[run_ids[0]], shared.session, str(result.error), last_line(result.error))
+                if shared.place:
+                    remote.push(run_place(shared.place, run_ids[0]))
             else:
-                together += [r for r in run_ids if not has_ended(run_folder(folder, r))]
+                together += [r for r, folder in places.items() if not has_ended(folder, shared.session)]
     return together
 
 
-def has_ended(folder: Path) -> bool:
-    """Whether the run is finished, or has said why it failed."""
-    return (files.read_json(folder / "run.json") or {}).get("status") in ("done", "failed")
+def has_ended(folder: Path, session: str) -> bool:
+    """Whether the run is finished, or has said in this session why it failed."""
+    record = files.read_json(folder / "run.json") or {}
+    return record.get("status") == "done" or has_failed(folder, session)
 
 
-def tell_death(folder: Path, log: str, reason: str) -> None:
+def tell_death(folder: Path, session: str, log: str, reason: str) -> None:
     """Says in the run's folder that its process died, again and again: it left no word itself."""
-    record = files.read_json(folder / "run.json") or {"run_id": folder.name}
-    if not has_ended(folder):
-        store.fail_run(folder, record, f"its process died: {reason}", log)
+    if not has_ended(folder, session):
+        record = files.read_json(folder / "run.json") or {"run_id": folder.name}
+        store.fail_run(folder, {**record, "session": session}, f"its process died: {reason}", log)
 
 
 def last_line(error: BaseException) -> str:
@@ -186,21 +185,6 @@ def begin_session(shared: Shared) -> Shared:
     return shared
 
 
-def end_trial(shared: Shared, runs: Sequence[str]) -> bool:
-    """Ends the process that trains these runs; False when none is known, here or on object storage."""
-
-    def end() -> bool:
-        return any(end_attempt(run_folder(shared.folder, run_id), shared.session) for run_id in runs)
-
-    if end():
-        return True
-    if shared.place is None:
-        return False
-    with suppress(remote.RemoteError):
-        remote.pull_runs(shared.place, runs)
-    return end()
-
-
 def make_tuner(
     sweep: Sweep,
     shared: Shared,
@@ -216,9 +200,7 @@ def make_tuner(
     from ray.tune.logger import TBXLoggerCallback
 
     watchdog = make_watchdog(
-        sweep.stall_timeout,
-        lambda runs: end_trial(shared, runs),
-        lambda text: progress.console.print(f"[yellow]stalled[/yellow] {text}"),
+        sweep.stall_timeout, lambda text: progress.console.print(f"[yellow]stalled[/yellow] {escape(text)}")
     )
     trainable = tune.with_resources(tune.with_parameters(trial, shared=shared), resources)
     return tune.Tuner(

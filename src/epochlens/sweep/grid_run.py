@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ import epochlens
 from epochlens.config import Run, Sweep
 from epochlens.lazy import LazyModule
 from epochlens.learn.data import Facts
-from epochlens.record import files, objects, remote
+from epochlens.record import files, lease, objects, remote
 from epochlens.sweep import analysis, cluster, driver, estimate, interruption, nodes, plan
 from epochlens.sweep.plan import Task
 from epochlens.sweep.progress import duration, grid_table
@@ -52,24 +54,25 @@ def run(
     if place:
         remote.check(place)
         console.print(f"results: {escape(place.uri)} (local copy: {escape(str(folder))})")
-    if fresh and not dry_run:
-        with only_process(folder, place):
-            set_aside(console, folder, plots)
-            if place and (kept := objects.set_aside(place, spare=remote.LOCK)):
-                console.print(f"earlier results kept in {escape(kept.uri)}")
-    tasks = plan.look_up(folder, runs, place)
-    tell_plan(console, sweep, tasks)
     if dry_run:
+        tasks = look_up(folder, runs, place)
+        tell_plan(console, sweep, tasks)
         return estimate.tell(console, sweep, facts, tasks, folder, plots), DONE
-    result, interrupted = None, False
+    tasks, result, interrupted = [], None, False
     try:
-        with interruption.stoppable(), only_process(folder, place):
-            for kept in plan.set_stale_aside(folder, tasks, place):
-                console.print(f"[yellow]damaged[/yellow] {escape(kept.name)}: kept, the run is done anew")
-            result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis, place)
+        with interruption.stoppable():
+            if fresh:
+                begin_anew(console, folder, plots, place)
+            with only_process(folder, place):
+                tasks = plan.look_up(folder, runs, place)
+                tell_plan(console, sweep, tasks)
+                for kept in plan.set_stale_aside(folder, tasks, place):
+                    console.print(f"[yellow]damaged[/yellow] {escape(kept.name)}: kept, the run is done anew")
+                result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis, place)
     except interruption.Interrupted:
         interrupted = True
-    after = plan.look_up(folder, runs, place)
+    after = look_up(folder, runs, place)
+    tasks = tasks or after  # interrupted before anything was done
     tell_outcome(console, folder, plots, tasks, after, result, time.monotonic() - started)
     document = describe(sweep, folder, plots, tasks, after, result, time.monotonic() - started)
     if interrupted:
@@ -80,10 +83,29 @@ def run(
     return document, DONE if all(task.status == "done" for task in after) else FAILED
 
 
+def look_up(folder: Path, runs: Sequence[Run], place: remote.Place | None) -> list[Task]:
+    """What the store holds of the runs; a local copy that another process works on is left as it is."""
+    with files.unheld(folder) as free:
+        return plan.look_up(folder, runs, place if free else None)
+
+
+def begin_anew(console: Console, folder: Path, plots: Path, place: remote.Place | None) -> None:
+    """Moves earlier results out of the way, here and on object storage."""
+    with only_process(folder, place):
+        set_aside(console, folder, plots)
+        if place and (kept := objects.set_aside(place, spare=lease.LOCK)):
+            console.print(f"earlier results kept in {escape(kept.uri)}")
+
+
 @contextlib.contextmanager
 def only_process(folder: Path, place: remote.Place | None) -> Iterator[None]:
     """Holds the sweep for this process, here and on object storage. Raises UsageError while another does."""
-    with files.only_process(folder), remote.only_process(place) if place else contextlib.nullcontext():
+
+    def stop() -> None:
+        print("another process has taken the sweep over: this one stops", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with files.only_process(folder), lease.only_process(place, stop) if place else contextlib.nullcontext():
         yield
 
 

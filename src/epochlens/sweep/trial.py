@@ -206,10 +206,13 @@ def train_run(
     record["attempt"] = store.claim(folder, {**place, "session": shared.session})
     splits = load() if load else load_splits(run.dataset, shared)
     trajectory = start(run, splits, shared.device)
-    saved = retrieval.latest_state(folder, retrieval.committed(folder))
+    held = retrieval.committed(folder)
+    saved, ahead = retrieval.latest_state(folder, held), retrieval.newest_state(folder, held)
     if saved is not None:
         training.restore(trajectory, saved)
     record["resumed_from_epoch"] = trajectory.epoch if saved is not None else None
+    if not store.is_claimed(folder, record["attempt"]):
+        return  # it took a while to come here
     tracker = track(run, folder, trajectory.model, splits, record)
     weights = [] if shared.keep_weights == "none" else ["weights.pt"]
     for epoch in training.train(trajectory, splits, run.epochs, run.batch_size):
@@ -217,7 +220,12 @@ def train_run(
             return
         if shared.keep_weights == "all":
             files.write_whole(folder / f"weights-{epoch.epoch:04d}.pt", weight_bytes(trajectory.model))
-        tracker.record(state=training.to_bytes(trajectory), **epoch._asdict())
+        mending = ahead is not None and ahead != saved and epoch.epoch < max(held)
+        tracker.record(state=None if mending else training.to_bytes(trajectory), **epoch._asdict())
+        if mending and retrieval.latest_state(folder, tracker.entries) == ahead:
+            training.restore(trajectory, ahead)  # what was damaged before that checkpoint is done anew
+            tracker.take_up()
+            saved = ahead
         if trajectory.stream is not None and epoch.epoch < run.epochs:
             training.launch(trajectory, splits, run.batch_size)
         yield {"run": run.run_id, "status": "running", **epoch._asdict()}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from epochlens.lazy import LazyModule
-from epochlens.record import files
 
 if TYPE_CHECKING:
     import ray
@@ -68,38 +64,18 @@ class Silence:
         return found
 
 
-def end_attempt(folder: Path, session: str) -> bool:
-    """Kills the process at work on the run in the folder, wherever it is; False when none is known.
-
-    `session` names the driver whose attempts are meant: those before it are not its own to end.
-    """
-    attempt = files.read_json(folder / "attempt.json") or {}
-    pid, node = attempt.get("pid"), attempt.get("node")
-    if attempt.get("session") != session or not isinstance(pid, int) or not node:
-        return False
-    if node == ray.get_runtime_context().get_node_id():
-        return kill_worker(pid)
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    kill: Any = ray.remote(num_cpus=0, max_retries=0)(kill_worker)
-    kill.options(scheduling_strategy=there).remote(pid)  # a dead node's trials are Tune's to find
-    return True
+def end_process(trial: Any) -> bool:
+    """Has Ray end the trial's process, wherever it is and whatever it does; False when it has none."""
+    actor = trial.temporary_state.ray_actor
+    if actor is not None:
+        ray.kill(actor)  # a stopped process that does not heed this is killed by its node after 5 s
+    return actor is not None
 
 
-def kill_worker(pid: int) -> bool:
-    """Kills the process at once, even a stopped one; False if it is gone, or no Ray worker."""
-    try:
-        if Path("/proc").is_dir() and b"ray::" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return False
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        return False
-    return True
-
-
-def make_watchdog(timeout: float, end: Callable[[Sequence[str]], bool], say: Callable[[str], None]) -> Any:
-    """A Tune callback that calls `end` with the runs of each trial that is silent for too long, and says so.
+def make_watchdog(
+    timeout: float, say: Callable[[str], None], end: Callable[[Any], bool] = end_process
+) -> Any:
+    """A Tune callback that calls `end` with each trial that is silent for too long, and says so.
 
     A trial is watched as a whole: one thread trains its runs in turn, so either all of them go on or none.
     """
@@ -107,7 +83,7 @@ def make_watchdog(timeout: float, end: Callable[[Sequence[str]], bool], say: Cal
 
     class Watchdog(Callback):
         silence: Silence
-        end: Callable[[Sequence[str]], bool]
+        end: Callable[[Any], bool]
         say: Callable[[str], None]
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -128,10 +104,11 @@ def make_watchdog(timeout: float, end: Callable[[Sequence[str]], bool], say: Cal
             self.silence.end(tuple(trial.config["runs"]))
 
         def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-            for runs in self.silence.overdue(time.monotonic()):
-                if self.end(runs):
-                    names = ", ".join(runs)
-                    self.say(f"{names} reported nothing for long: its process was ended, and begins again")
+            overdue = self.silence.overdue(time.monotonic())
+            for trial in trials:
+                if (runs := tuple(trial.config["runs"])) in overdue:
+                    then = "was ended, and begins again" if self.end(trial) else "is not known: Ray has it"
+                    self.say(f"{', '.join(runs)} reported nothing for long: its process {then}")
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its callbacks; a terminal does not pickle
