@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,57 @@ def test_patience_is_how_many_epochs_must_agree(analysed, tmp_path):
     marks = {analysis.fingerprint(grid, 0.95, tmp_path, patience) for patience in (None, 2, 4)}
     assert len(marks) == 3
     assert not analysis.is_current(copy, tmp_path / "patient"), "the grid command would analyse anew"
+
+
+@pytest.mark.parametrize("name", ["tables/stability.parquet", "tables/settling_summary.csv", "report.html"])
+@pytest.mark.parametrize("damage", ["empty", "gone"])
+def test_tables_and_report_are_current_only_as_they_were_written(analysed, tmp_path, name, damage):
+    folder, plots = tmp_path / "a", tmp_path / "plots"
+    shutil.copytree(analysed[2], folder)
+    shutil.copytree(analysed[2].parents[1] / "plots" / "a", plots)
+    inputs = analysis.fingerprint(analysis.find_grid(folder), analysis.TAU, plots)
+    analysis.end_writing(folder / "tables", plots, inputs)
+    assert analysis.is_current(folder, plots)
+    path = plots / name if name == "report.html" else folder / name
+    assert path.exists()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"")
+    assert not analysis.is_current(folder, plots)
+
+
+def test_an_analysis_that_is_broken_off_leaves_nothing_that_counts_as_current(
+    analysed, tmp_path, monkeypatch
+):
+    folder, plots = tmp_path / "a", tmp_path / "plots"
+    shutil.copytree(analysed[2], folder)
+    analysis.analyze(folder, plots)
+    assert analysis.is_current(folder, plots)
+
+    def break_off(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analysis, "write_tables", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        analysis.analyze(folder, plots, 0.9)
+    assert not analysis.is_current(folder, plots)
+    assert not [*(folder / "tables").glob(".*.tmp")]
+
+
+def test_two_analyses_of_one_sweep_follow_each_other(analysed, tmp_path):
+    folder, plots = tmp_path / "a", tmp_path / "plots"
+    shutil.copytree(analysed[2], folder)
+    told: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            pool.submit(analysis.analyze, folder, plots, tau, lambda step, *_: told.append(step))
+            for tau in (0.9, 0.8)
+        ]
+        taus = {float(one.result(200).tables["settling_summary"]["tau"].iloc[0]) for one in both}
+    assert taus == {0.9, 0.8}
+    assert any(step.startswith("waiting for process") for step in told)
+    assert len(pd.read_parquet(folder / "tables" / "stability.parquet")) == len(analysed[0]["stability"])
 
 
 @pytest.mark.parametrize("bad", ["0", "1", "-3", "2.5", "many", ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epochlens import config
-from epochlens.commands import analyze, export, grid
-from epochlens.errors import UsageError
+from epochlens.commands import analyze, export, grid, usage_errors_named
+from epochlens.errors import UsageError, unknown, whole_number
 from epochlens.sweep import plan
 
 
@@ -124,13 +125,29 @@ MISTAKES = [
     (["--name", "a" * 65], "64"),
     (["--name", "a\nb"], "letters"),
     (["--results-dir", "/proc/nowhere"], "cannot be written"),
+    (["--results-dir", "x" * 300], "results_dir: 'xxx"),
+    (["--plots-dir", "x" * 300], "too long"),
+    (["--data-dir", "missing/" + "x" * 300], "too long"),
+    (["--data-dir", "a/" * 3000], "too long"),
+    (["--data-dir", "a\0b"], "cannot be printed"),
+    (["--data-dir", "file://["], "is not a URI"),
+    (["--results-dir", "http://[x"], "is not a URI"),
+    (["--epochs", "9" * 5000], "is not a whole number"),
+    (["--epochs", "9" * 10], "must be at most 2147483647"),
+    (["--models", ".x:y"], "cannot be imported: TypeError"),
+    (["--models", "\x1b[2J:y"], "'\\x1b[2J:y' holds a character that cannot be printed"),
+    (["--datasets", "../../x:y"], "cannot be imported: TypeError"),
+    (["--datasets", "os:getcwd"], "does not return x_train, y_train, x_test, y_test"),
+    (["--methods", "x" * 300 + ".py:f"], "too long"),
+    (["--methods", "sys:exit"], "built-in module"),
+    (["x" * 10_000 + ".toml"], "…"),
     (["nothing"], "Choices: digits, gallery, paper, quality"),
     (["nothing.toml"], "cannot be read"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"), MISTAKES, ids=lambda a: " ".join(a) if isinstance(a, list) else ""
+    ("arguments", "told"), MISTAKES, ids=lambda a: ascii(" ".join(a))[:40] if isinstance(a, list) else ""
 )
 def test_mistakes_are_told_in_one_line_with_exit_code_2(arguments, told, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -140,6 +157,7 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(arguments, told, capsys,
     assert said.err.startswith("error: ")
     assert told in said.err
     assert said.err.count("\n") == 1
+    assert said.err[:-1].isprintable() and len(said.err) < 1000
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,6 +175,15 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(arguments, told, capsys,
         ('[[methods]]\nname = "saliency"\nsteps = 3', "none"),
         ("datasets = [1]", "not a name"),
         ("learning = 1", "unknown"),
+        (f"epochs = {'1' * 5000}", "not valid TOML"),
+        (f"epochs = 0x{'f' * 5000}", "a number of thousands of digits is not a whole number"),
+        (f"epochs = {'[' * 20_000}", "not valid TOML"),
+        ('results_dir = "a\\u0000"', "cannot be printed"),
+        ('data_dir = "a\\u0000"', "cannot be printed"),
+        ('methods = ["a\\u0000b.py:f"]', "cannot be printed"),
+        ('methods = [{name = "a\\u0000b.py:f"}]', "cannot be printed"),
+        (f"methods = [{{name = 0x{'f' * 5000}}}]", "no text as its name"),
+        (f"methods = [{{name = 'lime', samples = 0x{'f' * 5000}}}]", "is not of type int"),
     ],
 )
 def test_mistakes_in_toml_are_told(text, told, capsys, tmp_path):
@@ -164,6 +191,41 @@ def test_mistakes_in_toml_are_told(text, told, capsys, tmp_path):
     path.write_text(text)
     assert grid([str(path), "--dry-run"]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(capsys, tmp_path):
+    os.mkfifo(tmp_path / "x.toml")
+    os.mkfifo(tmp_path / "x.npz")
+    for words in ([str(tmp_path / "x.toml")], ["--datasets", f"npz:{tmp_path}/x.npz"]):
+        assert grid([*words, "--dry-run"]) == 2
+        assert "file" in capsys.readouterr().err
+
+
+def test_an_interruption_anywhere_is_told_without_a_traceback(capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    assert usage_errors_named(interrupted)([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@given(text=st.text(max_size=12), times=st.integers(0, 2000))
+def test_errors_are_one_short_line_whatever_they_name(text, times):
+    for error in (UsageError(text, text * times, text * times), unknown("x", text * times, ["a", text])):
+        said = str(error)
+        assert said.isprintable() and len(said) < 5000
+        assert repr(error.value)[:20] in said
+
+
+@given(value=st.integers(0, 10**30) | st.text(max_size=5), zeros=st.integers(0, 5000))
+def test_whole_numbers_are_those_that_digits_write(value, zeros):
+    text = "0" * zeros + str(value)
+    digits = set(text) <= set("0123456789") and bool(text)
+    if digits and 3 <= int(str(value) or "0") <= 10**6:
+        assert whole_number("x", text, 3, 10**6) == int(str(value))
+    else:
+        with pytest.raises(UsageError):
+            whole_number("x", text, 3, 10**6)
 
 
 def test_a_model_that_does_not_fit_the_images_is_told(capsys, tmp_path, monkeypatch):

@@ -302,6 +302,12 @@ def test_measured_beside_predicted(tmp_path, capsys):
         ["--model"],
         ["--classes", "1"],
         ["--images", "x"],
+        ["--images", "1" * 5000],
+        ["--size", "1" * 5000],
+        ["--size", "8x8x8"],
+        ["--channels", "9" * 300],
+        ["--model", ".x:y"],
+        ["--output", "x" * 300],
         ["--samples", "0"],
         ["--methods", "salience"],
         ["--methods", "cam", "--model", "lenet"],
@@ -311,8 +317,15 @@ def test_measured_beside_predicted(tmp_path, capsys):
 )
 def test_mistakes_are_named_before_anything_is_written(arguments, tmp_path):
     with pytest.raises(UsageError):
-        cost_command.cost([*arguments, "--output", str(tmp_path / "out")])
+        cost_command.cost(["--output", str(tmp_path / "out"), *arguments])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_numbers_are_counted(tmp_path, capsys):
+    numbers = ["--images=100000", "--channels=10000", "--size=10000", "--ig-steps=100000"]
+    wanted = ["--model=small", "--methods=integrated_gradients", "--json", f"--output={tmp_path}"]
+    assert cost_command.cost([*numbers, *wanted]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["flops"] > 2**64
 
 
 def test_mistakes_are_found_without_torch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import types
@@ -391,6 +392,102 @@ def test_runs_that_cannot_be_explained_say_why(recorded, tmp_path, damage, words
     assert words in str(caught.value)
 
 
+def copy_of(recorded: tuple[Path, config.Run], results: Path) -> Path:
+    """The finished run and its sweep.json in another results folder; returns the run's folder."""
+    source = recorded[0] / "tiny"
+    folder = results / "tiny" / "runs" / recorded[1].run_id
+    folder.mkdir(parents=True)
+    (results / "tiny" / "sweep.json").write_bytes((source / "sweep.json").read_bytes())
+    for file in (source / "runs" / recorded[1].run_id).iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def change(path: Path, **more: Any) -> None:
+    files.write_json(path, {**(files.read_json(path) or {}), **more})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", "abc"),
+        ("classes", [3, 3]),
+        ("classes", [[3], 8]),
+        ("epochs", "many"),
+        ("epochs", 0),
+        ("learning_rate", [0.1]),
+        ("learning_rate", -1),
+        ("seed", [1]),
+        ("seed", -1),
+        ("methods", 5),
+        ("model", 7),
+        ("optimizer", "lion"),
+    ],
+)
+def test_a_run_of_other_types_or_values_is_refused_before_any_work(recorded, tmp_path, field, value):
+    folder = copy_of(recorded, tmp_path)
+    change(folder / "run.json", **{field: value})
+    with pytest.raises(UsageError, match=rf"^run: .*{field}"):
+        explain(["--run", str(folder), "--index", "0", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("settings", [[1], "x", {"datasets": [5]}, {"datasets": 5}, {"data_dir": 5}])
+def test_a_sweep_that_tells_nothing_of_use_is_as_one_that_tells_nothing(recorded, tmp_path, settings):
+    folder = copy_of(recorded, tmp_path)
+    change(folder.parents[1] / "sweep.json", settings=settings)
+    given = vars(explain_command.explain_parser().parse_args(["--run", str(folder), "--index", "0"]))
+    network = explain_command.ask(given).network
+    assert (network.spec, network.data_dir) == ("digits", "data")
+
+
+def test_weights_that_are_none_are_told_in_one_line(recorded, tmp_path):
+    content = [pickle.dumps(print), pickle.dumps([1, 2]), b"", b"PK\x03\x04 no archive"]
+    for i, weights in enumerate(content):
+        folder = copy_of(recorded, tmp_path / str(i))
+        checksums = (files.read_json(folder / "run.json") or {})["files"]
+        checksums["weights.pt"] = files.write_whole(folder / "weights.pt", weights)
+        change(folder / "run.json", files=checksums)
+        with pytest.raises(UsageError, match="weights that do not fit") as caught:
+            explain(["--run", str(folder), "--index", "0", "--output", str(tmp_path / "out")])
+        assert len(str(caught.value).splitlines()) == 1
+
+
+EVIL = "from pathlib import Path\nPath('ran').touch()\n"
+EVIL += "from epochlens.learn.models import small\nfrom epochlens.learn.data import load_digits\n"
+EVIL += "def digits(): return load_digits(Path('data'))\n"
+
+
+@pytest.mark.parametrize("what", ["model", "dataset"])
+@pytest.mark.parametrize("where", ["evil_{}", "results.tiny.evil_{}"])
+def test_code_that_a_run_names_runs_only_when_that_is_allowed(recorded, tmp_path, monkeypatch, what, where):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = copy_of(recorded, tmp_path / "results")
+    module = where.format(what)
+    source = tmp_path / f"{module.replace('.', '/')}.py"
+    source.write_text(EVIL)
+    if what == "model":
+        code = files.file_checksum(source)
+        change(folder / "run.json", model=f"{module}:small", model_code=code)
+    else:
+        change(folder / "run.json", dataset="digits_")
+        change(folder.parents[1] / "sweep.json", settings={"datasets": [f"{module}:digits_"]})
+    words = ["--run", str(folder), "--index", "0", "--output", "out", "--methods", "saliency"]
+    with pytest.raises(UsageError, match=rf"code of module {module}.*--allow-code"):
+        explain(words)
+    assert not Path("ran").exists() and module not in sys.modules
+    if what == "model":
+        assert explain([*words, "--allow-code", "--quality"]) == 0
+    else:
+        with pytest.raises(UsageError, match="digits_"):  # it is run, and has no such function
+            explain([*words, "--allow-code"])
+    assert Path("ran").exists()
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("results", module)]:
+        del sys.modules[name]
+
+
 def test_several_sweeps_may_hold_a_run_and_one_with_weights_is_taken(recorded, tmp_path):
     results, run = recorded
     source = results / "tiny" / "runs" / run.run_id
@@ -415,6 +512,9 @@ def test_several_sweeps_may_hold_a_run_and_one_with_weights_is_taken(recorded, t
         (["--index", "360"], "index", "0 .. 354"),
         (["--index", "-1"], "index", "whole number"),
         (["--index", "1.5"], "index", "whole number"),
+        (["--index", "9" * 5000], "index", "whole number"),
+        (["--index", "0", "--run", "x" * 300, "--results-dir", "nowhere"], "run", "none yet in nowhere"),
+        (["--index", "0", "--allow-code"], "allow_code", "--run"),
         (["--index", "0", "--target", "10"], "target", "label, predicted, 0, 1"),
         (["--index", "0", "--classes", "3", "8", "--target", "5"], "target", "label, predicted, 3, 8"),
         (["--index", "70", "--classes", "3", "8"], "index", "0 .. 69"),

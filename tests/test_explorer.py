@@ -593,12 +593,17 @@ def test_sweeps_are_found_by_name_by_path_or_as_the_latest(sweep, tmp_path):
 
 def test_mistakes_on_the_command_line_are_usage_errors(sweep, monkeypatch):
     results = ["--results-dir", str(sweep.parent)]
-    for port in ("-1", "70000", "eight"):
+    for port in ("-1", "70000", "eight", "1" * 5000, "٣"):
         with pytest.raises(UsageError, match="0 to 65535"):
             command.explore(["mine", f"--port={port}", *results])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        for host in ("a" * 100, "a\0b"):
+            with pytest.raises(UsageError, match="cannot be listened at"):
+                command.check_free(host, 0)
+        with pytest.raises(UsageError, match="too long"):
+            command.explore(["x" * 300, *results])
         with pytest.raises(UsageError, match="another --port"):
             command.explore(["mine", "--port", str(taken.getsockname()[1]), *results])
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
@@ -851,3 +856,170 @@ def test_who_asks_for_something_else_does_not_wait_and_nothing_is_made_twice():
     for thread in threads:
         thread.join(10)
     assert made == [1] and cache.get("slow", slow) == 7
+
+
+LONG = "9" * 5000
+EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+EVIL += "from epochlens.learn.models import small\nfrom epochlens.learn.data import load_digits\n"
+EVIL += "def digits(): return load_digits(Path('data'))\n"
+
+
+def hostile(folder: Path, trained: tuple, **record: object) -> data.Source:
+    """A copy of the run with a network, beside an unhurt one, with another record."""
+    import shutil
+
+    shutil.copytree(trained[0] / "run", folder / "run")
+    write_run(folder / "good", record_of("digits", "small", 0.1, 1))
+    known = files.read_json(folder / "run" / "run.json") or {}
+    files.write_json(folder / "run" / "run.json", {**known, **record})
+    return source_of(folder)
+
+
+def ask_everything(source: data.Source) -> str:
+    """Every page and callback that may build the run's network or read its data, as text."""
+    pages_of = [app.show_page(source, path, True, True, True, "?run=run") for path in pages.PAGES]
+    runs = data.find_runs(source.folder)
+    models = cost_page.recorded_models(runs)
+    found = [cost_page.show_cost(source, model, *cost_numbers())[-1] for model in models]
+    found.append(model_drawing.show_explained(source, "run", "last", 0, "label", METHODS)[0])
+    found.append(probabilities.show_probabilities(source, "run", None, 0, 0))
+    found.append(maps_drawing.draw(source, *shown("run"), "x", None, None)[5] if "run" in runs else [])
+    return str([*pages_of, *found])
+
+
+@pytest.mark.parametrize("what", ["model", "dataset"])
+@pytest.mark.parametrize("module", ["evil_page_{}", "shared_{}.evil"])
+def test_code_that_a_run_names_runs_only_when_that_is_allowed(trained, tmp_path, monkeypatch, what, module):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = module.format(what)
+    path = tmp_path / f"{module.replace('.', '/')}.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(EVIL)
+    named = {"model": f"{module}:small"} if what == "model" else {"dataset": "digits_of"}
+    source = hostile(tmp_path / "r", trained, **named)
+    if what == "dataset":
+        settings = {"datasets": [f"{module}:digits_of"]}
+        files.write_json(source.folder / "sweep.json", {"settings": settings})
+    told = ask_everything(source)
+    assert "--allow-code" in told and module in told
+    assert not path.with_name("ran").exists() and module not in sys.modules
+    told = ask_everything(source._replace(allow_code=True))
+    assert "--allow-code" not in told and path.with_name("ran").exists()
+    assert app.make_app(source.folder, allow_code=True)
+
+
+def test_methods_that_the_page_does_not_offer_are_not_asked(trained, tmp_path):
+    method = tmp_path / "mine.py"
+    method.write_text(EVIL)
+    asked = [f"{method}:small", "saliency"]
+    children, _ = model_drawing.show_explained(source_of(trained[0]), "run", "last", 0, "label", asked)
+    assert "map of saliency" in str(children) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"epochs": "many"},
+        {"epochs": 10**400},
+        {"learning_rate": "x"},
+        {"learning_rate": 10**400},
+        {"methods": 5},
+        {"methods": [["saliency"]]},
+        {"seed": [1]},
+        {"started": [1]},
+        {"classes": "abc"},
+        {"dataset": {}},
+    ],
+)
+def test_a_run_that_makes_no_sense_is_left_out_and_named(trained, tmp_path, record):
+    source = hostile(tmp_path, trained, **record)
+    assert list(data.find_runs(tmp_path)) == ["good"]
+    told = ask_everything(source)
+    assert "Left out" in told and ": run." in told
+    assert app.refresh(source, 1, None, False, False, False)[4] == "runs: 1 done"
+
+
+def test_plans_and_settings_that_make_no_sense_do_not_hide_the_rest(trained, tmp_path):
+    shutil_source = hostile(tmp_path / "runs", trained)
+    record = files.read_json(tmp_path / "runs" / "good" / "run.json") or {}
+    names: list[Any] = ["a\0b", "x" * 300, "\ud800", 5, None, ["x"]]
+    bad = [{"run_id": name} for name in names]
+    planned = [*bad, "x", {"run_id": "soon", "seed": [1]}, {**record, "run_id": "good"}]
+    for settings_now in ([1], "x", {"datasets": 5}, {"datasets": [5]}, {"data_dir": 5}):
+        files.write_json(tmp_path / "sweep.json", {"settings": settings_now, "runs": planned})
+        assert list(data.find_runs(tmp_path)) == ["good"]
+        assert "soon" in ask_everything(source_of(tmp_path))
+        files.write_json(tmp_path / "runs" / "sweep.json", {"settings": settings_now})
+        assert "map of saliency" in ask_everything(shutil_source)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "array", "shapes", "pickle"])
+def test_a_damaged_probe_is_told_and_nothing_else_is_lost(trained, tmp_path, damage):
+    source = hostile(tmp_path, trained)
+    path = tmp_path / "run" / "probe.npz"
+    content = path.read_bytes()
+    if damage == "flipped":
+        path.write_bytes(content[:60] + b"\xff" * 40 + content[100:])
+    elif damage in ("short", "empty"):
+        path.write_bytes(content[: len(content) // 2 if damage == "short" else 0])
+    elif damage == "array":
+        np.save(path.with_suffix(".npy"), np.zeros(3))
+        path.with_suffix(".npy").rename(path)
+    else:
+        labels: Any = np.zeros((2, 2)) if damage == "shapes" else np.array([{}, {}], object)
+        np.savez(path, images=np.zeros((2, 1, 3, 3)), labels=labels, indices=np.arange(2))
+    with pytest.raises(ValueError, match=r"probe\.npz"):
+        data.probe_of(source, data.find_runs(tmp_path)["run"])
+    assert "cannot be read now" in ask_everything(source)
+    assert "map of saliency" in str(maps_drawing.draw(source, *shown("good"), "x", None, None)[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04", b"\x80\x04]\x94(K\x01K\x02e."])
+def test_weights_that_are_none_are_told_in_one_line(trained, tmp_path, content):
+    source = hostile(tmp_path, trained)
+    (tmp_path / "run" / "weights.pt").write_bytes(content)
+    (tmp_path / "run" / "weights-1x.pt").write_bytes(content)
+    told = model_drawing.show_explained(source, "run", "last", 0, "label", METHODS)[0]
+    assert "cannot be loaded into model small" in text_of(told)
+    assert set(data.weights_of(data.find_runs(tmp_path)["run"])) <= {"last", "2"}
+
+
+def test_numbers_of_any_length_in_a_link_are_told(sweep):
+    source, runs = source_of(sweep), data.find_runs(sweep)
+    for name in ("probe", "epoch"):
+        found, problems = view.parse_view(f"?{name}={LONG}", runs)
+        assert found == view.default_view(runs) and name in problems[0]
+    page = cost_page.layout(source, runs, f"?side={LONG}&steps={LONG}")
+    assert component_values(page)["cost-side"] == max(SHAPE[1:]) and LONG in str(page[0])
+
+
+def test_the_model_pages_link_takes_numbers_of_any_length(trained):
+    page = model_page.layout(data.find_runs(trained[0]), f"?image={LONG}")
+    assert component_values(page)["model-image"] == 0 and "not a whole number" in str(page)
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@x", "\tx", "\rx"]
+
+
+def test_texts_that_are_formulas_to_a_spreadsheet_are_not_in_csv():
+    frame = pd.DataFrame({"=name": [*FORMULAS, "plain", None], "n": [-1.5, 2, 0, 1, 1, 1, 1, np.nan]})
+    back = pd.read_csv(io.StringIO(exports.csv(frame)), keep_default_na=False, dtype=str)
+    assert back.columns.tolist() == ["'=name", "n"]
+    told = [f"'{text}".replace("\r", " ") for text in FORMULAS]
+    assert back["'=name"].tolist() == [*told, "plain", ""]
+    assert back["n"].tolist()[0] == "-1.5"
+
+
+def test_the_browser_quotes_formulas_too_and_leaves_numbers():
+    import shutil
+
+    if shutil.which("node") is None:
+        pytest.skip("needs node")
+    script = (Path(app.__file__).parent / "assets" / "explorer.js").read_text()
+    start = script.index("function quoted(")
+    function = script[start : script.index("\n  }\n", start) + 4]
+    cells = [*FORMULAS, -1.5, 3, None, "a,b", 'say "x"']
+    code = f"{function}\nconsole.log(JSON.stringify({json.dumps(cells)}.map(quoted)))"
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    wanted = ["'=1+1", "'+1", "'-1", "'@x", "'\tx", '"\'\rx"', "-1.5", "3", "", '"a,b"', '"say ""x"""']
+    assert json.loads(done.stdout) == wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -758,3 +759,44 @@ def test_a_time_lapse_is_a_small_endless_gif(tmp_path, accuracy):
         assert picture.n_frames == 9 and picture.info["loop"] == 0
     assert path.stat().st_size < maps.LARGEST
     assert [p.name for p in tmp_path.iterdir()] == ["x.gif"]
+
+
+@pytest.mark.parametrize("key", ["cosine_vs_epoch", "settling", "accuracy_vs_epoch", "effect_sizes"])
+def test_names_with_dollars_are_drawn_as_they_are(key, tables, tmp_path):
+    key = key if key in FIGURES else next(iter(FIGURES))
+    name = r"$\frac{$"
+    figure = draw(key, {k: frame.replace({"digits": name, "saliency": name}) for k, frame in tables.items()})
+    assert save(figure, tmp_path, key).is_file()
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "price_$a_$b", "a$$b", "x" * 300, "a/b", "../../up", "a\0b"])
+def test_any_name_can_be_that_of_a_figure(name, tmp_path):
+    figure = Figure(figsize=(2, 1))
+    figure.add_subplot().set_title(name.replace("\0", ""))
+    path = save(figure, tmp_path / "in", f"maps_{name}_small")
+    assert path.is_file() and path.with_suffix(".pdf").is_file()
+    assert {p.parent for p in tmp_path.rglob("*.p*")} == {tmp_path / "in"}
+
+
+def test_names_that_come_out_the_same_keep_a_file_each(tmp_path):
+    figure = Figure(figsize=(1, 1))
+    paths = [save(figure, tmp_path, name) for name in ("a/b", "a-b", "a:b", "x" * 300, "x" * 301)]
+    assert len(set(paths)) == 5 and paths[1].stem == "a-b"
+
+
+def test_a_dollar_is_a_dollar_and_powers_of_ten_stay_powers(tmp_path):
+    def pixels(plain: bool, path: Path) -> np.ndarray:
+        figure = Figure(figsize=(3, 2))
+        ax = figure.add_subplot()
+        ax.set_yscale("log")
+        ax.set_ylim(1, 1e6)
+        given: dict[str, Any] = {"parse_math": False} if plain else {}
+        ax.set_title("a$b$", **given)
+        ax.set_xticks([0, 1], ["$a$", "b"], **given)
+        if plain:  # matplotlib's own way, text by text
+            figure.savefig(path, dpi=150, metadata={"Software": None})
+        else:
+            save(figure, path.parent, path.stem)
+        return np.asarray(Image.open(path))
+
+    assert np.array_equal(pixels(False, tmp_path / "ours.png"), pixels(True, tmp_path / "peer.png"))

@@ -417,10 +417,17 @@ def test_captum_s_version_is_its_code():
         ("my_file.py:counting", "int64"),
         ("my_file.py:nothing", "NoneType, not a tensor"),
         ("broken.py:f", "SyntaxError"),
+        ("leaving.py:f", "SystemExit"),
+        ("broken.py" * 40 + ":f", "too long"),
+        ("bro\0ken.py:f", "null byte"),
+        ("sys:exit", "built-in module"),
+        ("unsigned.py:f", "does not tell its parameters"),
     ],
 )
 def test_users_mistakes_are_told(mine, label, told):
     (mine.parent / "broken.py").write_text("def f(:\n")
+    (mine.parent / "leaving.py").write_text("raise SystemExit(3)\n")
+    (mine.parent / "unsigned.py").write_text("f = dict\n")
     model, (images, targets) = network(), batch()
     with pytest.raises(UsageError, match=told):
         attribute(model, images, targets, label)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -166,6 +168,37 @@ def test_torchvision_classifiers_take_the_images_and_draw_what_torchvision_draws
     theirs = torchvision.models.get_model(name, weights=None, num_classes=4)
     pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_torchvision_that_does_not_import_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UsageError, match="needs torchvision"):
+        models.check_model("torchvision:resnet18", (3, 64, 64), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("syntax", "def f(:", "cannot be imported: SyntaxError"),
+        ("names", "f = nothing", "cannot be imported: NameError"),
+        ("leaves", "import sys; sys.exit(3)", "cannot be imported: SystemExit"),
+        ("raises", "def f(c, k): raise LookupError('lost')", "LookupError: lost"),
+        ("gives_none", "def f(c, k): return None", "AttributeError"),
+    ],
+)
+def test_what_a_users_module_raises_is_named(tmp_path, monkeypatch, name, code, told):
+    (tmp_path / f"model_that_{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=told):
+        models.check_model(f"model_that_{name}:f", SHAPE, 4)
+
+
+def test_a_factory_without_source_of_its_own_has_its_modules(tmp_path, monkeypatch):
+    code = "import functools\ndef g(k, c, n): return None\nf = functools.partial(g, 3)\n"
+    (tmp_path / "partial_model.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert models.model_code("partial_model:f") == models.model_code("partial_model:g")
+    assert models.model_code("partial_model:f") == hashlib.sha256(code.encode()).hexdigest()
 
 
 def test_images_too_small_for_a_torchvision_classifier_are_told():

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from epochlens import config
-from epochlens.errors import UsageError, unknown
+from epochlens.errors import UsageError, check_folder, one_line, unknown, whole_number
 from epochlens.lazy import LazyModule
 
 if TYPE_CHECKING:
     from epochlens.record import export as exporting
-    from epochlens.record import objects, remote
+    from epochlens.record import objects, remote, tables
     from epochlens.show.explorer import command as explorer
     from epochlens.sweep import analysis, cluster, cost_command, explain_command, grid_run
     from epochlens.sweep.bench import command as bench_command
@@ -27,6 +27,7 @@ else:
     exporting = LazyModule("epochlens.record.export")
     objects = LazyModule("epochlens.record.objects")
     remote = LazyModule("epochlens.record.remote")
+    tables = LazyModule("epochlens.record.tables")
     explorer = LazyModule("epochlens.show.explorer.command")
     analysis = LazyModule("epochlens.sweep.analysis")
     cluster = LazyModule("epochlens.sweep.cluster")
@@ -49,13 +50,16 @@ def usage_errors_named(command: Callable[[Sequence[str]], int]) -> Callable[[Seq
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
             return USAGE
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
         except BrokenPipeError:
             sys.stderr.close()
             return DONE
-        except OSError as error:
-            if not isinstance(error, objects.RemoteError):
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, objects.RemoteError | tables.TableError):
                 raise
-            print(f"error: {error}: mend that and run the same command again", file=sys.stderr)
+            print(f"error: {one_line(str(error))}: mend that and run the same command again", file=sys.stderr)
             return FAILED
 
     run.__doc__ = command.__doc__
@@ -131,7 +135,7 @@ def analyze(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     results = config.plain_path("results_dir", given.results_dir)
     folder = find_folder(given.sweep, results)
-    plots = Path(given.plots_dir).absolute() / folder.name
+    plots = Path(config.plain_path("plots_dir", given.plots_dir)).absolute() / folder.name
     config.check_writable("plots_dir", plots)
     config.check_writable("results_dir", folder)
     analysis.find_places(folder)
@@ -162,9 +166,8 @@ def agreeing_epochs(text: str | None) -> int | None:
     """A whole number of at least 2, or None where none is asked for. Raises UsageError."""
     if text is None:
         return None
-    with contextlib.suppress(ValueError):
-        if int(text) >= 2:
-            return int(text)
+    with contextlib.suppress(UsageError):
+        return whole_number("patience", text, least=2)
     raise UsageError(
         "patience", text, "is not a whole number of at least 2: the last epoch agrees with itself"
     )
@@ -177,6 +180,7 @@ def find_folder(name: str, results: str) -> Path:
     """
     if "://" in results:
         return remote.pull_sweep(results, name)
+    check_folder("results_dir", results)
     named = Path(results) / name
     for folder in (named, Path(name)):
         with contextlib.suppress(OSError, ValueError):  # too long, or no name of a file at all
@@ -254,7 +258,7 @@ def explore(arguments: Sequence[str]) -> int:
         if given.sweep is None:
             raise unknown("sweep", None, remote.list_sweeps(results) or [f"none yet in {results}"])
         results = str(remote.pull_sweep(results, given.sweep).parent)
-    return explorer.explore([*arguments, "--results-dir", results])
+    return explorer.explore(arguments, results)
 
 
 @usage_errors_named

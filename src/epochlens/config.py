@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 
 from epochlens.attribute.methods import all_methods, method_label, parse_method
 from epochlens.attribute.quality import all_metrics, metric_label, value_names
-from epochlens.errors import UsageError, unknown
+from epochlens.errors import LARGEST, UsageError, check_folder, check_printable, unknown
 from epochlens.learn.data import Facts, describe
 from epochlens.learn.models import MODELS, check_model, model_factory
 
@@ -175,14 +176,19 @@ def _coerce_list(name: str, value: Any) -> Any:
 def _entry(name: str, item: Any) -> str | Mapping[str, Any]:
     if not isinstance(item, str | Mapping):
         raise UsageError(name, item, "is neither a name nor a table")
+    if isinstance(item, Mapping) and not isinstance(item.get("name"), str):
+        raise UsageError(name, item, "has no text as its name")
+    for text in [item] if isinstance(item, str) else item.values():
+        if isinstance(text, str):
+            check_printable(name, text)
     return item
 
 
 def coerce_text(name: str, item: Any) -> str:
-    """The item if it is a non-empty text. Raises UsageError."""
+    """The item if it is a non-empty text that can be printed. Raises UsageError."""
     if not isinstance(item, str) or not item:
         raise UsageError(name, item, "is not a name")
-    return item
+    return check_printable(name, item)
 
 
 def _number(name: str, value: Any, kind: type) -> Any:
@@ -206,6 +212,8 @@ def _number(name: str, value: Any, kind: type) -> Any:
         raise UsageError(name, value, f"must be at least {metadata['least']}")
     if name in ("seeds", "probe_seed") and not 0 <= number < 2**32:
         raise UsageError(name, value, "must lie in 0 .. 4294967295, the range of NumPy's seeds")
+    if kind is int and name not in ("seeds", "probe_seed", "classes") and number > LARGEST:
+        raise UsageError(name, value, f"must be at most {LARGEST}")
     return number
 
 
@@ -218,16 +226,19 @@ def preset_folder() -> Path:
 def read_settings(preset: str | None) -> dict[str, Any]:
     """Fields set by a preset or a TOML file, whose own name is the sweep's unless the file says one."""
     presets = {path.stem: path for path in sorted(preset_folder().glob("*.toml"))}
-    preset = preset or "digits"
+    preset = check_printable("preset", preset or "digits")
     path = presets.get(preset) or Path(preset)
     if preset not in presets and path.suffix != ".toml":
         raise unknown("preset", preset, presets, ", or a file that ends in .toml")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        is_file = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for what never comes
+        table = tomllib.loads(path.read_text(encoding="utf-8")) if is_file else {}
     except OSError as error:
         raise UsageError("preset", preset, f"cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers and nesting that Python cannot take
         raise UsageError("preset", preset, f"is not valid TOML: {error}") from None
+    if not is_file:
+        raise UsageError("preset", preset, "is not a file that can be read: name a TOML file")
     settings = {key.replace("-", "_"): value for key, value in table.items()}
     return {"name": path.stem} | {key: coerce(key, value) for key, value in settings.items()}
 
@@ -264,6 +275,7 @@ def check(sweep: Sweep) -> dict[str, Facts]:
         raise UsageError("momentum", sweep.momentum, "is of sgd; adam has none: add --optimizer sgd")
     if "://" in sweep.plots_dir:
         raise UsageError("plots_dir", sweep.plots_dir, "must be a folder of this computer: figures stay here")
+    check_folder("data_dir", sweep.data_dir)
     for name in ("results_dir", "plots_dir"):
         if "://" not in getattr(sweep, name):
             check_writable(name, Path(getattr(sweep, name)) / sweep.name)
@@ -271,12 +283,20 @@ def check(sweep: Sweep) -> dict[str, Facts]:
 
 
 def plain_path(name: str, text: str) -> str:
-    """The path that a file:// URI names; any other text as it is. Raises UsageError for another host's."""
-    if not text.startswith("file://"):
+    """The path that a file:// URI names; any other text as it is.
+
+    Raises UsageError for another host's, and for what is no URI though it looks like one.
+    """
+    if "://" not in text:
         return text
     from urllib.parse import unquote, urlsplit
 
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise UsageError(name, text, f"is not a URI: {error}") from None
+    if not text.startswith("file://"):
+        return text
     if parts.netloc not in ("", "localhost") or not parts.path:
         raise UsageError(name, text, "is not file:///PATH")
     return unquote(parts.path)
@@ -311,7 +331,7 @@ def check_writable(name: str, folder: Path) -> None:
     """Raises UsageError unless a file can be made in the folder, or in the nearest one above that exists."""
     import tempfile
 
-    existing = folder.absolute()
+    existing = check_folder(name, folder)
     while not existing.exists():
         existing = existing.parent
     try:

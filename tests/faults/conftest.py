@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("fault | how injected | committed epochs trained again")
         for fault, how, epochs in TOLD:
             terminalreporter.write_line(f"| {fault} | {how} | {epochs} |")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """What a test that failed has left running would disturb the next one."""
+    yield
+    disturbance.end_all()
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ GRID += ["--methods", "saliency", "--quality", "sparseness", "--quality-every", 
 SMALL = [*GRID, "--models", "small", "--no-dashboard"]
 ONLY_TRAIN = "--no-analysis"
 RUN_FILES = ("attributions.parquet", "quality.parquet", "probe.npz", "weights.pt")
+STARTED: list[subprocess.Popen] = []
 PATIENCE = 250
 """seconds that a sweep may take on a busy machine"""
 
@@ -54,13 +55,24 @@ def start(
     """The grid command in a process group of its own, as a shell starts it; its output goes to root/said."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / "said").open("w") as said:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "sweeps.grid", *settings, *places(root), *options],
             stdout=said,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
             start_new_session=True,
         )
+    STARTED.append(process)
+    return process
+
+
+def end_all() -> None:
+    """Kills what `start` has started and is still there."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def finish(root: Path, process: subprocess.Popen, timeout: float = PATIENCE) -> Outcome:

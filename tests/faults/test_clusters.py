@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disturbance import NAME, ONLY_TRAIN, finish, folders, processes, start, wait_for
+from disturbance import GRID, NAME, ONLY_TRAIN, finish, folders, processes, start, wait_for
 
 from epochlens.commands import grid
 from epochlens.record import files
@@ -104,3 +107,28 @@ def test_a_client_cannot_drive_a_sweep_and_is_told_what_can(tmp_path, capsys, mo
     told = capsys.readouterr().err
     assert told.startswith("error: address: 'ray://nowhere:10001'") and "ray job submit" in told
     assert not (tmp_path / "results" / "digits" / "runs").exists()
+
+
+def listening(port: int) -> set[str]:
+    """The addresses, as /proc/net has them, on which this computer listens at a port."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                found.add(local.rpartition(":")[0])
+    return found
+
+
+@faults
+def test_the_dashboard_is_for_this_computer_and_asks_for_a_token_and_nothing_phones_home(tmp_path):
+    process = start(tmp_path, ONLY_TRAIN, settings=[*GRID, "--models", "small", "--dashboard"])
+    said = r"Ray dashboard: http://127\.0\.0\.1:(\d+)"
+    port = int(wait_for(tmp_path, lambda: re.search(said, (tmp_path / "said").read_text()), process)[1])
+    assert listening(port) == {"0100007F"}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=30)
+    assert refused.value.code in (401, 403)
+    [raylet] = processes("raylet/raylet", of=process.pid)
+    environment = Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0")
+    assert b"RAY_USAGE_STATS_ENABLED=0" in environment

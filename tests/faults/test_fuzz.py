@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import itertools
 import json
+import os
+import socket
 import string
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +19,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from epochlens import config
-from epochlens.commands import analyze, export, grid
+from epochlens.commands import analyze, cost, explore, export, grid, grid_parser
 from epochlens.errors import UsageError
+from epochlens.record import export as exporting
 from epochlens.record import ledger, retrieval, store, tables
-from epochlens.sweep import analysis, estimate
+from epochlens.show.explorer import command as explorer
+from epochlens.sweep import analysis, cost_command, estimate, grid_run
 
 pytestmark = pytest.mark.faults
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
@@ -178,7 +186,53 @@ WORDS = st.text(max_size=30) | st.sampled_from(
         "run",
     ]
 )
-OPTIONS = st.sampled_from([f"--{name.replace('_', '-')}" for name in config.FIELDS if name != "data_dir"])
+OPTIONS = st.sampled_from([f"--{name.replace('_', '-')}" for name in config.FIELDS])
+HOSTILE = (
+    "",
+    "\0",
+    "a\0b.py:f",
+    "\x1b[2J",
+    "\udcff",
+    "x" * 300,
+    "x" * 10_000,
+    "x" * 300 + ".py:f",
+    "missing/" + "x" * 300,
+    "a/" * 3000,
+    "1" * 5000,
+    "0" * 5000 + "1",
+    "1e400",
+    "-1",
+    "nan",
+    "٣",
+    "..",
+    ".x:y",
+    "../../x:y",
+    "sys:exit",
+    "os:getcwd",
+    "captum:\0",
+    "torchvision:\x1b",
+    "npz:" + "x" * 300,
+    "npz:\0",
+    "npz:pipe.toml",
+    "folder:" + "x" * 300,
+    "folder:\0",
+    "file://[",
+    "file:///a%00b",
+    "http://[x",
+    "pipe.toml",
+    "syntax_error:f",
+    "syntax_error.py:f",
+    "name_error:f",
+    "of_mine:raises",
+    "of_mine:none",
+    "of_mine:three",
+)
+"""words that once ended in a traceback or a hang, and some like them"""
+MODULES = {
+    "syntax_error": "def f(:",
+    "name_error": "f = nothing",
+    "of_mine": "def raises(*a): raise LookupError\ndef none(*a): pass\ndef three(*a): return 1, 2, 3",
+}
 
 
 def call(command, arguments: Sequence[str]) -> tuple[int, str]:
@@ -203,6 +257,41 @@ def empty(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def hostile(empty, monkeypatch) -> Path:
+    """A working folder with a pipe and modules that do not work, where no command does what it is for."""
+    os.mkfifo("pipe.toml")
+    (empty / "modules").mkdir()
+    for name, code in MODULES.items():
+        (empty / "modules" / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(empty / "modules")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def begin(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for module, name in (
+        (grid_run, "analyze_only"),
+        (exporting, "export"),
+        (cost_command, "count"),
+        (explorer, "make_server"),
+    ):
+        monkeypatch.setattr(module, name, begin)
+    monkeypatch.setattr(explorer.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: begin(host.encode("idna")))
+    return empty
+
+
+def check_refused_or_begun(command, arguments: Sequence[str], begun: int) -> None:
+    """A command is refused in one line that a terminal can show, or all was fine and work would begin."""
+    code, said = call(command, arguments)
+    assert code in (begun, 2), (arguments, said)
+    if code == 2 and "usage: " not in said:  # what argparse refuses, it tells in its own way
+        *left_out, line = said.splitlines()
+        assert line.startswith("error: ") and line.isprintable() and len(line) < 5000, (arguments, said)
+        assert not left_out or command is cost
+
+
 def files_below(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file()]
 
@@ -214,6 +303,41 @@ def test_any_words_on_the_command_line(empty, options):
     code, said = call(grid, ["--dry-run", *words])
     assert code in (0, 2) and said
     assert not files_below(empty)
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[str]:
+    """The options that take a word."""
+    actions = [action for action in parser._actions if action.option_strings and action.nargs != 0]
+    return [action.option_strings[-1] for action in actions]
+
+
+@pytest.mark.parametrize("option", ["", *options_of(grid_parser())])
+def test_hostile_words_to_every_option_of_a_sweep(hostile, option):
+    before = files_below(hostile)
+    for word in HOSTILE:
+        arguments = ["--dry-run", f"{option}={word}"] if option else ["--dry-run", "--", word]
+        check_refused_or_begun(grid, arguments, begun=0)
+    assert files_below(hostile) == before
+
+
+def test_hostile_words_to_every_other_command(hostile, recorded):
+    before = files_below(hostile)
+    run = str(recorded[True].parent)
+    for word in HOSTILE:
+        for option in ("--results-dir", "--plots-dir", "--tau", "--patience"):
+            check_refused_or_begun(analyze, [run, f"{option}={word}"], begun=130)
+        for option in ("--results-dir", "--output"):
+            check_refused_or_begun(export, [run, f"{option}={word}"], begun=130)
+        for option in options_of(explorer.explore_parser()):
+            check_refused_or_begun(explore, [run, f"{option}={word}"], begun=130)
+        for option in options_of(cost_command.cost_parser()):
+            check_refused_or_begun(cost, ["--methods=edge", f"{option}={word}"], begun=130)
+        for command in (analyze, export, explore):
+            check_refused_or_begun(command, ["--", word], begun=130)
+            check_refused_or_begun(command, ["nothing", f"--results-dir={word}"], begun=130)
+    assert call(explore, [run, f"--data-dir={'x' * 300}"])[0] == 2
+    assert call(explore, ["--", run])[0] == 130
+    assert files_below(hostile) == before
 
 
 @fuzz
@@ -248,6 +372,12 @@ TOML = st.sampled_from(
 
 
 @fuzz
+@example(content=b"epochs = " + b"1" * 5000)
+@example(content=b"epochs = 0x" + b"f" * 5000)
+@example(content=b"epochs = " + b"[" * 20_000)
+@example(content=b'data_dir = "a\\u0000"')
+@example(content=b'results_dir = "a\\u0000"')
+@example(content=b'methods = ["a\\u0000b.py:f"]')
 @given(content=st.lists(TOML, max_size=3).map("\n".join).map(str.encode) | st.binary(max_size=100))
 def test_any_settings_file(empty, content):
     file = empty / "settings.toml"
@@ -257,17 +387,30 @@ def test_any_settings_file(empty, content):
     assert files_below(empty) == [file]
 
 
+def good_npz() -> bytes:
+    """An archive that is a dataset."""
+    generator, labels = np.random.default_rng(0), np.arange(20) % 2
+    train, test = generator.random((20, 8, 8)), generator.random((10, 8, 8))
+    content = io.BytesIO()
+    np.savez_compressed(content, x_train=train, y_train=labels, x_test=test, y_test=labels[:10])
+    return content.getvalue()
+
+
+NPZ = good_npz()
+
+
+def flagged(place: int, value: int) -> bytes:
+    """The archive with another byte in the entry of its first member in the list at its end."""
+    entry = NPZ.index(b"PK\1\2") + place
+    return NPZ[:entry] + bytes([value]) + NPZ[entry + 1 :]
+
+
 @fuzz
-@given(data=st.data())
-def test_any_bytes_as_a_dataset(empty, data):
-    generator = np.random.default_rng(0)
-    whole = tables.npz_bytes(
-        x_train=generator.random((20, 8, 8)),
-        y_train=np.arange(20) % 2,
-        x_test=generator.random((10, 8, 8)),
-        y_test=np.arange(10) % 2,
-    )
-    content = data.draw(damaged(whole) | st.binary(max_size=100))
+@example(content=flagged(8, 1))  # encrypted
+@example(content=flagged(10, 99))  # no method of compression
+@example(content=NPZ.replace(b"(20, 8, 8)", b"(20, 8, 8("))
+@given(content=damaged(NPZ) | st.binary(max_size=100))
+def test_any_bytes_as_a_dataset(empty, content):
     file = empty / "mine.npz"
     file.write_bytes(content)
     code, said = call(
@@ -275,3 +418,26 @@ def test_any_bytes_as_a_dataset(empty, data):
     )
     assert code in (0, 2) and said
     assert files_below(empty) == [file]
+
+
+def good_png() -> bytes:
+    """A picture."""
+    content = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(content, "png")
+    return content.getvalue()
+
+
+PNG = good_png()
+
+
+@fuzz
+@example(content=PNG)
+@example(content=PNG[:36] + b"\5" + PNG[37:])  # a SyntaxError of Pillow's
+@given(content=damaged(PNG) | st.binary(max_size=100))
+def test_any_bytes_as_a_picture(empty, content):
+    for split, name in itertools.product(("train", "test"), "ab"):
+        (empty / split / name).mkdir(parents=True, exist_ok=True)
+        (empty / split / name / "0.png").write_bytes(PNG)
+    (empty / "test" / "b" / "0.png").write_bytes(content)
+    code, said = call(grid, ["--dry-run", "--datasets", f"folder:{empty}", "--probe-samples=1", "--seeds=0"])
+    assert code == (0 if content == PNG else code) and code in (0, 2) and said

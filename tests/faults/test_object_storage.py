@@ -266,7 +266,8 @@ def test_a_killed_sweep_goes_on_elsewhere_and_is_analysed_from_the_bucket(
     assert f"is being worked on by process {process.pid} on " in second.said
     process.send_signal(signal.SIGKILL)
     process.wait()
-    shutil.rmtree(tmp_path / "one" / "copies")
+    copies = tmp_path / "one" / "copies"  # workers write there until they notice
+    wait_for(tmp_path, lambda: (shutil.rmtree(copies, ignore_errors=True), not copies.exists())[1])
     outcome = ended(tmp_path / "two", uri)
     assert outcome.code == 0, outcome.said
     assert " partial" in outcome.said and "Traceback" not in outcome.said

@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from disturbance import (
     EPOCHS,
     ONLY_TRAIN,
+    Attempt,
     attempts,
     finish,
     folders,
@@ -88,7 +91,9 @@ def test_a_torn_ledger_is_kept_and_its_other_lines_are_believed(tmp_path, recove
     with without_ray():
         trained = sum(len(list(trial.train_run(*attempt))) for attempt in attempts(tmp_path))
     again = trained - 2 * (EPOCHS + 1 - HALF)
-    kept = [path.read_bytes() for folder in folders(tmp_path) for path in folder.glob("damaged/*-ledger.jsonl")]
+    kept = [
+        path.read_bytes() for folder in folders(tmp_path) for path in folder.glob("damaged/*-ledger.jsonl")
+    ]
     assert kept == damaged
     recovered(tmp_path, "a line of the ledger damaged", "a word changed, in 2 runs of 20", 2 * 8, again)
 
@@ -180,17 +185,18 @@ def test_an_attempt_that_loads_while_another_one_finishes_leaves_the_finished_ru
             under_way = trial.train_run(*fast)
             for _ in range(EPOCHS + 1):
                 next(under_way)
-
-            def load(under_way=under_way, slow=slow):
-                fast_record["attempt"] = files.read_json(slow[1] / "attempt.json")["token"]
-                assert list(under_way) == []
-                return slow[2].datasets["digits"]
-
-            fast_record = fast[3]
-            assert list(trial.train_run(*slow, load=lambda: training.as_tensors(load(), "cpu"))) == []
+            assert list(trial.train_run(*slow, load=partial(load_meanwhile, slow, fast, under_way))) == []
             assert retrieval.run_status(slow[1])[0] == "done"
     assert not [*tmp_path.rglob("*.old-*")]
     recovered(tmp_path, "lost worker goes on", "finishes the run while the next one loads its data", 0)
+
+
+def load_meanwhile(slow: Attempt, fast: Attempt, under_way: Iterator) -> training.TensorSplits:
+    """The splits of an attempt, while the other one, already past its last look at the claim, finishes."""
+    (_, folder, shared, _), (*_, record) = slow, fast
+    record["attempt"] = (files.read_json(folder / "attempt.json") or {})["token"]
+    assert list(under_way) == []
+    return training.as_tensors(shared.datasets["digits"], "cpu")
 
 
 @faults

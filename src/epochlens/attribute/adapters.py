@@ -100,24 +100,29 @@ def code_of(name: str) -> str:
 def source(name: str) -> tuple[Path, str]:
     """The source file of a user's method and its SHA-256. Raises UsageError when there is none."""
     place, _, function = name.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place).resolve()
-        if not path.is_file():
-            raise UsageError("methods", name, f"cannot be found: there is no file {path}")
-    else:
-        module = _imported(name)
-        found = getattr(module, function, None)
-        made_of = inspect.unwrap(found) if inspect.isfunction(found) else module
-        path = Path(inspect.getsourcefile(made_of) or "")
-        if not path.is_file():
-            raise UsageError("methods", name, "has no source file")
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        if place.endswith(".py"):
+            path = Path(place).resolve()
+            if not path.is_file():
+                raise UsageError("methods", name, f"cannot be found: there is no file {path}")
+        else:
+            module = _imported(name)
+            found = getattr(module, function, None)
+            made_of = inspect.unwrap(found) if inspect.isfunction(found) else module
+            path = Path(inspect.getsourcefile(made_of) or "")
+            if not path.is_file():
+                raise UsageError("methods", name, "has no source file")
+        return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    except UsageError:
+        raise
+    except (OSError, TypeError, ValueError) as error:  # also of a built-in module, and of no name of a file
+        raise UsageError("methods", name, f"cannot be read: {error}") from error
 
 
 def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name.rpartition(":")[0])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError("methods", name, f"cannot be imported: {type(error).__name__}: {error}") from error
 
 
@@ -142,7 +147,9 @@ def _users_method(name: str, path: Path, digest: str) -> Explain:
     place, _, wanted = name.rpartition(":")
     try:
         module = _loaded(path, digest) if place.endswith(".py") else _imported(name)
-    except Exception as error:
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
         raise UsageError("methods", name, f"cannot be loaded: {type(error).__name__}: {error}") from error
     function: Any = getattr(module, wanted, None)
     if not callable(function):
@@ -169,7 +176,11 @@ def _users_method(name: str, path: Path, digest: str) -> Explain:
 
 def _users_options(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     """The options of a user's function with their defaults. Raises UsageError for an unfit signature."""
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise UsageError("methods", name, f"does not tell its parameters: {error}") from error
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     first, rest = parameters[:3], parameters[3:]
     if len(first) < 3 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in first):
         raise UsageError("methods", name, "is not a function of (model, images, targets, ...)")

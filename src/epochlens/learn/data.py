@@ -6,9 +6,11 @@ Checks of a sweep ask `describe`, which reads labels and headers only and never 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,8 +126,9 @@ def describe(spec: str, classes: Sequence[int] | str | None) -> Facts:
         default = entry.classes
     else:
         shape, trained, labels = _peek(spec)
-        counts = {int(label): int((labels == label).sum()) for label in np.unique([*trained, *labels])}
-        unseen = [label for label in counts if label not in trained or label not in labels]
+        tested = dict(zip(*(found.tolist() for found in np.unique(labels, return_counts=True)), strict=True))
+        counts = {label: tested.get(label, 0) for label in np.union1d(trained, labels).tolist()}
+        unseen = np.setxor1d(trained, labels).tolist()
         default = None
         if (unseen and classes in (None, "all")) or (unseen and set(unseen) & set(classes or ())):
             raise UsageError("classes", unseen, f"of {spec} lack images in one of the splits")
@@ -183,20 +186,32 @@ def check_layout(x_train, y_train, x_test, y_test) -> None:
 def as_labels(labels) -> Array:
     """Labels [N] int64. Raises ValueError when they are not whole numbers."""
     labels = np.asarray(labels)
-    if labels.dtype.kind not in "iub" and not np.array_equal(labels, np.round(np.asarray(labels, float))):
-        raise ValueError("labels are not whole numbers")
-    return labels.astype(np.int64)
+    if labels.dtype.kind not in "biufO":
+        raise ValueError(f"labels of type {labels.dtype} are not whole numbers")
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.int64)
+    if not np.array_equal(whole, labels):
+        raise ValueError("labels are not whole numbers of 64 bits")
+    return whole
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """[N,C,H,W] of images [N,H,W], [N,H,W,C] or [N,C,H,W]. Raises ValueError for other shapes."""
+    if len(shape) == 3:
+        shape = (shape[0], 1, *shape[1:])
+    elif len(shape) == 4 and shape[3] <= 4 < shape[1]:
+        shape = (shape[0], shape[3], *shape[1:3])
+    if len(shape) != 4 or shape[1] > 4 or min(shape[1:]) < 1:
+        raise ValueError(f"images of shape {tuple(shape)} are not [N,H,W], [N,H,W,C] or [N,C,H,W], C <= 4")
+    return tuple(shape)
 
 
 def as_images(pixels) -> Array:
     """Images [N,C,H,W] float32 in [0,1] from [N,H,W], [N,H,W,C] or [N,C,H,W]. Raises ValueError otherwise."""
     pixels = np.asarray(pixels)
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.ndim == 4 and pixels.shape[3] <= 4 < pixels.shape[1]:
-        pixels = pixels.transpose(0, 3, 1, 2)
-    elif pixels.ndim != 4 or pixels.shape[1] > 4:
-        raise ValueError(f"images of shape {pixels.shape} are not [N,H,W], [N,H,W,C] or [N,C,H,W], C <= 4")
+    shape = image_shape(pixels.shape)
+    last = pixels.ndim == 4 and shape != pixels.shape
+    pixels = pixels.transpose(0, 3, 1, 2) if last else pixels.reshape(shape)
     if pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels, np.float32) / 255
     pixels = np.ascontiguousarray(pixels, np.float32)
@@ -213,21 +228,33 @@ def _select(images: Array, labels: Array, classes: Sequence[int]) -> tuple[Array
     return np.ascontiguousarray(images[kept]), numbers[kept]
 
 
+@contextlib.contextmanager
+def _readable(spec: str) -> Iterator[None]:
+    """Names the dataset in whatever the readers of its files, or its own code, raise."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise UsageError("datasets", spec, f"cannot be read: {kind}{error}") from error
+
+
 def _load_spec(spec: str) -> Splits:
     kind, _, rest = spec.partition(":")
-    try:
+    with _readable(spec):
         if kind == "npz":
+            _npz_shapes(rest)
             with np.load(rest, allow_pickle=False) as file:
                 return as_splits(*(file[key] for key in NPZ_KEYS))
         if kind == "folder":
             classes = sorted(p.name for p in (Path(rest) / "train").iterdir() if p.is_dir())
             train, test = (_folder_split(Path(rest) / split, classes) for split in ("train", "test"))
             return as_splits(*train, *test)
-        return as_splits(*import_object("datasets", spec)())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError("datasets", spec, f"cannot be read: {error}") from error
+        made: Any = import_object("datasets", spec)()
+        if not isinstance(made, tuple | list) or len(made) != len(NPZ_KEYS):
+            raise ValueError(f"its function does not return {', '.join(NPZ_KEYS)}")
+        return as_splits(*made)
 
 
 def _peek(spec: str) -> tuple[tuple[int, int, int], Array, Array]:
@@ -238,30 +265,40 @@ def _peek(spec: str) -> tuple[tuple[int, int, int], Array, Array]:
     if kind != "npz":
         splits = _load_spec(spec)
         return splits.x_test.shape[1:], splits.y_train, splits.y_test
-    try:
-        with zipfile.ZipFile(rest) as archive:
-            missing = {f"{key}.npy" for key in NPZ_KEYS} - set(archive.namelist())
-            if missing:
-                raise UsageError("datasets", spec, f"lacks {', '.join(sorted(missing))}")
-            shapes = {}
-            for key in ("x_train", "x_test"):
-                with archive.open(f"{key}.npy") as file:
-                    number, *pixels = _npy_shape(file)
-                shapes[key] = (number, *as_images(np.zeros((1, *pixels), np.uint8)).shape[1:])
+    with _readable(spec):
+        shapes = _npz_shapes(rest)
+        trained, tested = (image_shape(shapes[key]) for key in ("x_train", "x_test"))
         with np.load(rest, allow_pickle=False) as file:
             train, test = as_labels(file["y_train"]), as_labels(file["y_test"])
-        check_layout(shapes["x_train"], train.shape, shapes["x_test"], test.shape)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError("datasets", spec, f"cannot be read: {error}") from error
-    return shapes["x_test"][1:], train, test
+        check_layout(trained, train.shape, tested, test.shape)
+    _, channels, height, width = tested
+    return (channels, height, width), train, test
 
 
-def _npy_shape(file) -> tuple[int, ...]:
+def _npz_shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the archive's arrays from their headers. Raises ValueError for more than the file holds."""
+    if not Path(path).is_file():
+        raise ValueError("there is no such file")
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        missing = {f"{key}.npy" for key in NPZ_KEYS} - set(archive.namelist())
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        for key in NPZ_KEYS:
+            with archive.open(f"{key}.npy") as file:
+                shapes[key], dtype = _npy_header(file)
+            if dtype.kind not in "biuf":
+                raise ValueError(f"{key} holds {dtype}, not numbers")
+            if math.prod(shapes[key]) * dtype.itemsize > archive.getinfo(f"{key}.npy").file_size:
+                raise ValueError(f"{key} has fewer numbers than its shape {shapes[key]} tells")
+    return shapes
+
+
+def _npy_header(file) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)[0]
+    shape, _, dtype = read(file)
+    return shape, dtype
 
 
 def _folder_split(folder: Path, classes: Sequence[str]) -> tuple[Array, Array]:
@@ -272,7 +309,7 @@ def _folder_split(folder: Path, classes: Sequence[str]) -> tuple[Array, Array]:
         (f, number)
         for number, name in enumerate(classes)
         for f in sorted((folder / name).iterdir())
-        if f.suffix.lower() in (".png", ".jpg", ".jpeg")
+        if f.suffix.lower() in (".png", ".jpg", ".jpeg") and f.is_file()
     ]
     if not files:
         raise ValueError(f"{folder} holds no CLASS/*.png or *.jpg")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,8 +137,11 @@ ALSO = ", or torchvision:NAME, or pkg.module:factory called as factory(in_channe
 
 def torchvision_classifier(name: str) -> Factory:
     """A factory for torchvision's classifier, untrained, its first convolution fitted to the channels."""
-    from torchvision import models
-
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:
+        problem = f"needs torchvision, which does not import: {error}"
+        raise UsageError("models", f"torchvision:{name}", problem) from error
     if name not in models.list_models(module=models):
         raise unknown("models", f"torchvision:{name}", models.list_models(module=models))
 
@@ -159,8 +163,8 @@ def import_object(field: str, spec: str) -> Callable[..., Any]:
     module_name, _, name = spec.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(field, spec, f"cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's module runs when it is imported
+        raise UsageError(field, spec, f"cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UsageError(field, spec, "is not callable")
     return found
@@ -200,7 +204,8 @@ def check_model(spec: str, shape: tuple[int, int, int], num_classes: int) -> Non
         with torch.no_grad():
             found = tuple(model(torch.zeros(2, *shape)).shape)
     except Exception as error:
-        raise UsageError("models", spec, f"does not take images of shape {shape}: {error}") from error
+        problem = f"does not take images of shape {shape}: {type(error).__name__}: {error}"
+        raise UsageError("models", spec, problem) from error
     if found != (2, num_classes):
         raise UsageError("models", spec, f"gives {found} for 2 images, not (2, {num_classes})")
 
@@ -209,5 +214,7 @@ def model_code(spec: str) -> str:
     """A hash of the source file of an imported model, "" for the built-in and torchvision's."""
     if spec in MODELS or spec.startswith("torchvision:"):
         return ""
-    source = inspect.getsourcefile(inspect.unwrap(import_object("models", spec)))
+    factory = inspect.unwrap(import_object("models", spec))
+    has_source = inspect.isfunction(factory) or inspect.isclass(factory)  # a partial one has its module's
+    source = inspect.getsourcefile(factory if has_source else sys.modules[spec.partition(":")[0]])
     return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""

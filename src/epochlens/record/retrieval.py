@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 else:
     pd, pq = LazyModule("pandas"), LazyModule("pyarrow.parquet")
 
+QUALITY_NUMBERS, QUALITY_TEXTS = ("epoch", "sample", "fraction", "value"), ("method", "metric")
 Found = TypeVar("Found")
 
 
-class StoreError(RuntimeError):
+class StoreError(tables.TableError):
     """The files of a run are not what they should be."""
 
 
@@ -121,7 +122,7 @@ def read_epochs(folder: Path) -> pd.DataFrame:
 
     def read(done: bool) -> pd.DataFrame:
         if done:
-            return pd.read_parquet(verified(folder, "epochs.parquet"))
+            return tables.read_frame(verified(folder, "epochs.parquet"), ["epoch", "accuracy"])
         return metrics_frame(committed(folder))
 
     return read_steadily(folder, read)
@@ -147,7 +148,8 @@ def read_quality(folder: Path) -> pd.DataFrame | None:
 
 def join_frames(files: Sequence[Path]) -> pd.DataFrame:
     """The rows of Parquet files of the same columns, one file after another."""
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    frames = [tables.read_frame(file, QUALITY_NUMBERS, QUALITY_TEXTS) for file in files]
+    return pd.concat(frames, ignore_index=True)
 
 
 def recorded_methods(path: str | Path) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,10 @@ else:
 
 REDRAW = "#redraw"
 """ends the label of a stochastic method's second draw at the same epoch, which only measuring asks for"""
+
+
+class TableError(RuntimeError):
+    """A Parquet file holds something else than what is written there."""
 
 
 class Maps(NamedTuple):
@@ -107,20 +112,23 @@ def read_maps(
     """The maps of a file written by `maps_bytes` or `gather`, of all methods or those named, in that order.
 
     Second draws of stochastic methods are left out unless named; `epochs` limits the epochs. Raises KeyError
-    for a method not there.
+    for a method not there, TableError for a file that holds anything else than maps.
     """
-    with pq.ParquetFile(path) as file:
+    with opened_maps(path) as file:
         groups = row_groups(file)
         found = sorted({epoch for epoch, _ in groups if epochs is None or epoch in epochs})
         there = list(dict.fromkeys(name for _, name in groups))
         names = [name for name in there if not name.endswith(REDRAW)] if methods is None else list(methods)
-        wanted = [groups[epoch, name] for epoch in found for name in names]
-        table = file.read_row_groups(wanted, use_threads=False).combine_chunks()
+        for name in names:
+            if name not in there:
+                raise KeyError(name)
+        wanted = [groups.get((epoch, name)) for epoch in found for name in names]
+        table = read_groups(file, wanted)
     tensors = table["attribution"].chunk(0).to_numpy_ndarray()
-    size = (len(found), len(names), -1)
+    size = (len(found), len(names), len(tensors) // len(wanted))
     grid = {name: table[name].to_numpy().reshape(size) for name in ("sample", "target", "prediction")}
     return Maps(
-        tensors.reshape(*size[:2], -1, *tensors.shape[1:]),
+        tensors.reshape(*size, *tensors.shape[1:]),
         np.array(found, np.int32),
         np.array(names),
         grid["sample"][0, 0],
@@ -130,17 +138,84 @@ def read_maps(
 
 
 def read_methods(path: Path) -> list[str]:
-    """The labels of the methods in a file of maps, second draws among them."""
-    with pq.ParquetFile(path) as file:
+    """The labels of the methods in a file of maps, second draws among them. Raises TableError."""
+    with opened_maps(path) as file:
         return list(dict.fromkeys(name for _, name in row_groups(file)))
 
 
+@contextmanager
+def opened_maps(path: Path) -> Iterator[pq.ParquetFile]:
+    """A file of maps with the columns of `maps_schema`. Raises TableError, also while it is read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            check_columns(file.schema_arrow)
+            yield file
+    except TableError as error:
+        raise TableError(f"{path} is no file of maps: {error}") from None
+    except (pa.ArrowException, ValueError, MemoryError) as error:
+        raise TableError(f"{path} is no file of maps: {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # the system's word, not Arrow's for a damaged file
+            raise
+        raise TableError(f"{path} is no file of maps: {error}") from error
+
+
+def check_columns(schema: pa.Schema) -> None:
+    """Raises TableError unless a schema has the columns of `maps_schema` in their types."""
+    expected = maps_schema([1])
+    if schema.names != expected.names:
+        raise TableError(f"its columns are {', '.join(schema.names)}, not {', '.join(expected.names)}")
+    for wanted in expected:
+        kind = schema.field(wanted.name).type
+        is_tensor = isinstance(kind, pa.FixedShapeTensorType) and kind.value_type == pa.float32()
+        if not (is_tensor if wanted.name == "attribution" else kind == wanted.type):
+            raise TableError(f"its column {wanted.name} is {kind}")
+
+
 def row_groups(file: pq.ParquetFile) -> dict[tuple[int, str], int]:
-    """Which row group holds the maps of each epoch and method, from the file's statistics alone."""
-    epoch, method = (file.schema_arrow.names.index(name) for name in ("epoch", "method"))
-    groups = (file.metadata.row_group(g) for g in range(file.num_row_groups))
-    keys = [(group.column(epoch).statistics.min, group.column(method).statistics.min) for group in groups]
-    return {key: group for group, key in enumerate(keys)}
+    """Which row group holds the maps of each epoch and method, from the file's statistics alone.
+
+    Raises TableError where they do not say so.
+    """
+    places = [file.schema_arrow.names.index(name) for name in ("epoch", "method")]
+    found: dict[tuple[int, str], int] = {}
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        told = [group.column(place).statistics for place in places]
+        if not all(s is not None and s.has_min_max and s.min == s.max for s in told):
+            raise TableError(f"its row group {number} does not say which one epoch and method it holds")
+        epoch, method = (statistics.min for statistics in told)
+        found[epoch, method] = number
+    return found
+
+
+def read_groups(file: pq.ParquetFile, wanted: Sequence[int | None]) -> pa.Table:
+    """The rows of some row groups, which must be there, of one length and without gaps, or TableError."""
+    numbers = [number for number in wanted if number is not None]
+    lengths = {file.metadata.row_group(number).num_rows for number in numbers}
+    if len(numbers) < len(wanted) or len(lengths) != 1 or 0 in lengths:
+        raise TableError("it does not hold every method at every epoch with the same number of images")
+    table = file.read_row_groups(numbers, use_threads=False).combine_chunks()
+    tensors = table["attribution"].chunk(0)
+    gaps = sum(column.null_count for column in table.columns) + tensors.storage.flatten().null_count
+    if gaps or table.num_rows != len(numbers) * max(lengths):
+        raise TableError("values are missing in it")
+    return table
+
+
+def read_frame(path: Path, numbers: Collection[str], texts: Collection[str] = ()) -> pd.DataFrame:
+    """A Parquet file as a DataFrame. Raises TableError unless it has these columns of numbers and texts."""
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a hostile file can make pandas raise nearly anything
+        raise TableError(f"{path} cannot be read: {error}") from error
+    for name in (*numbers, *texts):
+        if name not in frame or pd.api.types.is_numeric_dtype(frame[name]) == (name in texts):
+            kind = "text" if name in texts else "numbers"
+            raise TableError(f"{path} has no column {name} of {kind}")
+    return frame
 
 
 def join_epochs(parts: Sequence[Maps]) -> Maps:

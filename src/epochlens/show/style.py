@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from epochlens.record.files import write_whole
 from epochlens.show.frames import CONTROLS, Tables
@@ -33,6 +36,8 @@ FIRST = ("saliency", "input_x_gradient", "integrated_gradients", "smoothgrad", "
 TEXT, SMALL = 8.0, 7.0
 # A character of DejaVu Sans is about 0.6 em wide, so labels can be fitted without drawing them first.
 INCHES_PER_CHARACTER = 0.6 * TEXT / 72
+LONGEST = 150
+"""bytes of a file's name without hash and suffix"""
 LEFT, RIGHT, TITLE, BETWEEN, AXIS = 0.78, 0.16, 0.44, 0.16, 0.44
 
 
@@ -288,8 +293,12 @@ def notice(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:
-    """Write name.png (150 dpi) and name.pdf whole and without dates; returns the PNG's path."""
-    folder = Path(folder)
+    """Write name.png (150 dpi) and name.pdf whole and without dates; returns the PNG's path.
+
+    What no file can be called is replaced in the name.
+    """
+    folder, name = Path(folder), file_stem(name)
+    plain_dollars(figure)
     folder.mkdir(parents=True, exist_ok=True)
     nothing: dict[str, dict[str, None]] = {
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -300,3 +309,26 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         write_whole(folder / f"{name}.{kind}", buffer.getvalue())
     return folder / f"{name}.png"
+
+
+def file_stem(name: str) -> str:
+    """The name as that of a file; where that is another, a hash tells it from others that come out so."""
+    slug = re.sub(r"[^\w.=+-]+", "-", name).encode()[:LONGEST].decode(errors="ignore")
+    if slug == name:
+        return name
+    return f"{slug}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+
+
+def plain_dollars(figure: Figure) -> None:
+    """Makes every text of the figure plain, so that a dollar in a name begins no formula.
+
+    The numbers on axes stay as they are: powers of ten are formulas.
+    """
+    powers: list[Text] = []
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                powers += axis.get_ticklabels(which="both")
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_parse_math(text in powers)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import epochlens
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
-from epochlens.record import files, remote, retrieval
+from epochlens.record import files, remote, retrieval, tables
 from epochlens.sweep import drawing
 from epochlens.sweep.measurement import CONDITION, Measured, Rule, measure_run, measure_seeds
 from epochlens.sweep.tabulation import make_tables, write_tables
@@ -123,6 +123,8 @@ def in_order(
             measured = Measured(*ray.get(flying.pop(0)))
         except remote.RemoteError as error:  # Ray's own says it with the traceback of a worker
             raise remote.RemoteError(error.root, error.reason) from None
+        except tables.TableError as error:
+            raise tables.TableError(str(getattr(error, "cause", error))) from None
         yield measured
         flying += [task.remote(*there, item) for item in itertools.islice(upcoming, 1)]
 

@@ -18,7 +18,7 @@ from epochlens import config
 from epochlens.attribute import cost as counting
 from epochlens.attribute import machine
 from epochlens.attribute.methods import all_methods, attribute
-from epochlens.errors import UsageError, unknown
+from epochlens.errors import UsageError, unknown, whole_number
 from epochlens.lazy import LazyModule
 from epochlens.learn import meta, models, streams
 from epochlens.sweep.bench import timing
@@ -37,7 +37,16 @@ else:
 
 DONE, INTERRUPTED = 0, 130
 PLAIN_WIDTH = 160
-LEAST = {"channels": 1, "classes": 2, "images": 1, "ig_steps": 1, "samples": 1}
+WIDEST = 10_000
+"""pixels of an image's side"""
+BOUNDS = {
+    "channels": (1, 10_000),
+    "classes": (2, 100_000),
+    "images": (1, 100_000),
+    "ig_steps": (1, 100_000),
+    "samples": (1, 100_000),
+}
+"""the least and the most that a number can be"""
 DEFAULTS: dict[str, Any] = {
     "model": ["small", "deep"],
     "size": ["32x32"],
@@ -136,7 +145,9 @@ def cost(arguments: Sequence[str]) -> int:
 def ask(given: Mapping[str, Any]) -> Question:
     """What the options ask for. Raises UsageError."""
     chosen = {**DEFAULTS, **given}
-    numbers = {name: whole_number(name, chosen[name]) for name in LEAST if name in chosen}
+    numbers = {
+        name: whole_number(name, chosen[name], *bounds) for name, bounds in BOUNDS.items() if name in chosen
+    }
     methods = choose_methods(chosen["methods"], numbers)
     sizes = tuple(parse_size(word) for word in named("size", chosen["size"]))
     specs = named("model", [meta.full_name(word) for word in chosen["model"]])
@@ -168,22 +179,14 @@ def named(field: str, words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def whole_number(field: str, word: object) -> int:
-    """A whole number, at least the option's least. Raises UsageError."""
-    text = str(word)
-    if not (text.isascii() and text.isdigit()):
-        raise UsageError(field, word, "is not a whole number")
-    if int(text) < LEAST[field]:
-        raise UsageError(field, word, f"must be at least {LEAST[field]}")
-    return int(text)
-
-
 def parse_size(word: str) -> tuple[int, int]:
     """Height and width of `HxW` or of one number, a square's side. Raises UsageError."""
-    sides = word.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
-        raise UsageError("size", word, "is neither HxW nor the side of a square, in pixels")
-    return int(sides[0]), int(sides[-1])
+    try:
+        sides = [whole_number("size", side, 1, WIDEST) for side in word.lower().split("x", 1)]
+    except UsageError:
+        problem = f"is neither HxW nor the side of a square, in pixels from 1 to {WIDEST}"
+        raise UsageError("size", word, problem) from None
+    return sides[0], sides[-1]
 
 
 def choose_methods(words: Sequence[str], numbers: Mapping[str, int]) -> tuple[str, ...]:

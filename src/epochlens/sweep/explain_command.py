@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
@@ -24,6 +24,7 @@ from epochlens.lazy import LazyModule
 from epochlens.learn.data import DATASETS, dataset_label, describe, fingerprint
 from epochlens.learn.models import check_model, model_code
 from epochlens.record import files, retrieval
+from epochlens.show.explorer.permission import check_code
 from epochlens.sweep import plan
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ TRAINING = {
     "batch_size": ("batch_size", 128, "images per training step"),
 }
 """option: the sweep's field of it, the default, and what it is; a finished run has them all already"""
+TRAINED = {name: name for name in ("classes", "epochs", "batch_size", "optimizer", "precision", "target")}
+TRAINED |= {"momentum": "momentum", "weight_decay": "weight_decay", "learning_rate": "lrs", "seed": "seeds"}
+"""field of a run: the sweep's field that says which values it may have"""
+MOST_DIGITS = 18
 WITH_TABLES = ("tabular", "index", "target", "output", "json")
 DEFAULTS = {
     "target": "label",
@@ -73,6 +78,8 @@ def explain_parser() -> argparse.ArgumentParser:
     finished = parser.add_argument_group("or that of a finished run")
     finished.add_argument("--run", metavar="RUN", help="id of a finished run, or its folder")
     finished.add_argument("--results-dir", metavar="DIR", help="folder of results (default: results)")
+    allow = "run a model or dataset that is code (module:NAME), as the run's files name it"
+    finished.add_argument("--allow-code", action="store_true", help=allow)
     what = parser.add_argument_group("what is explained, and how")
     what.add_argument("--target", metavar="T", help="label, predicted, or a class (default: label)")
     what.add_argument("--methods", nargs="*", metavar="METHOD", help="methods, or all (default: all)")
@@ -152,10 +159,9 @@ def ask(given: Mapping[str, Any]) -> findings.Question:
 
 def new_network(given: Mapping[str, Any]) -> findings.Network:
     """The network that is to be trained here. Raises UsageError."""
-    if "results_dir" in given:
-        raise UsageError(
-            "results_dir", given["results_dir"], "is where finished runs lie: name one with --run"
-        )
+    for name in ("results_dir", "allow_code"):
+        if name in given:
+            raise UsageError(name, given[name], "is about finished runs: name one with --run")
     settings: dict[str, Any] = {}
     for name, (field, default, _) in TRAINING.items():
         value = given.get(name, default)
@@ -183,9 +189,11 @@ def finished_network(chosen: Mapping[str, Any]) -> findings.Network:
     run = read_run(name, record)
     if "weights.pt" not in record.get("files", {}):
         raise UsageError("run", name, "kept no weights: run its sweep with --keep-weights last")
-    settings = (files.read_json(folder.parents[1] / "sweep.json") or {}).get("settings", {})
-    spec = find_spec(name, run, settings)
-    data_dir = chosen.get("data_dir", settings.get("data_dir", Sweep.data_dir))
+    settings = read_settings(folder.parents[1])
+    spec = find_spec(name, run, settings["datasets"])
+    for field, named in (("model", run.model), ("dataset", spec)):
+        check_code(field, named, "allow_code" in chosen)
+    data_dir = chosen.get("data_dir", settings["data_dir"])
     describe(spec, run.classes)
     if fingerprint(spec) != run.data:
         raise UsageError("run", name, f"was trained on other contents than {spec} holds now")
@@ -213,11 +221,13 @@ def find_run(name: str, results: Path) -> Path:
 
 def is_run(folder: Path) -> bool:
     """Whether a run is recorded in the folder."""
-    return (folder / "run.json").is_file()
+    with contextlib.suppress(OSError):  # a name too long for a file
+        return (folder / "run.json").is_file()
+    return False
 
 
 def read_run(name: str, record: Mapping[str, Any]) -> Run:
-    """The settings of a recorded run. Raises UsageError when it was recorded outside a sweep."""
+    """The settings of a recorded run. Raises UsageError for one not recorded by a sweep, or not sensible."""
     # Settings of the recording may be missing from older records: they do not change the network.
     recording = {"method_code": (), "quality": (), "quality_every": 1}
     known: dict[str, Any] = {**recording, **record}
@@ -226,13 +236,39 @@ def read_run(name: str, record: Mapping[str, Any]) -> Run:
         problem = f"was not recorded by a sweep: its run.json lacks {', '.join(lacking)}"
         raise UsageError("run", name, problem)
     values = [(f.name, known[f.name]) for f in dataclasses.fields(Run)]
+    kinds = get_type_hints(Run)
+    for field, value in values:
+        try:
+            fits = is_of(kinds[field], value)
+            if fits and field in TRAINED:
+                config.coerce(TRAINED[field], value)
+        except UsageError:
+            fits = False
+        if not fits:
+            raise UsageError("run", name, f"has a run.json whose {field} cannot be {str(value)[:60]!r}")
     fields: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in values}
     return Run(**fields)
 
 
-def find_spec(name: str, run: Run, settings: Mapping[str, Any]) -> str:
-    """How the run's dataset is spelled, from its sweep's settings. Raises UsageError."""
-    specs = [spec for spec in settings.get("datasets", []) if dataset_label(spec) == run.dataset]
+def is_of(kind: Any, value: Any) -> bool:
+    """Whether a value read from JSON is of the type that a field declares."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(is_of(get_args(kind)[0], item) for item in value)
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def read_settings(sweep: Path) -> dict[str, Any]:
+    """The `datasets` and the `data_dir` of a sweep's folder, as far as its sweep.json tells them."""
+    settings = (files.read_json(sweep / "sweep.json") or {}).get("settings")
+    known = settings if isinstance(settings, dict) else {}
+    listed, data_dir = known.get("datasets"), known.get("data_dir")
+    datasets = [spec for spec in listed if isinstance(spec, str)] if isinstance(listed, list) else []
+    return {"datasets": datasets, "data_dir": data_dir if isinstance(data_dir, str) else Sweep.data_dir}
+
+
+def find_spec(name: str, run: Run, named: Sequence[str]) -> str:
+    """How the run's dataset is spelled, of those that its sweep names. Raises UsageError."""
+    specs = [spec for spec in named if dataset_label(spec) == run.dataset]
     if not specs and run.dataset not in DATASETS:
         problem = f"is of dataset {run.dataset}, and the sweep.json of its sweep does not say where that lies"
         raise UsageError("run", name, problem)
@@ -249,8 +285,8 @@ def choose_target(word: str, classes: Sequence[int]) -> str | int:
 
 def whole_number(field: str, word: str) -> int:
     """A number from 0. Raises UsageError."""
-    if not word.isascii() or not word.isdigit():
-        raise UsageError(field, word, "is not a whole number from 0")
+    if not word.isascii() or not word.isdigit() or len(word) > MOST_DIGITS:
+        raise UsageError(field, word[:80], f"is not a whole number from 0, of at most {MOST_DIGITS} digits")
     return int(word)
 
 

@@ -7,6 +7,7 @@ streams feed the stochastic methods.
 from __future__ import annotations
 
 import io
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,11 +101,12 @@ def train(run: Run, trajectory: training.Trajectory, splits: training.TensorSpli
 
 
 def load_weights(model: nn.Module, path: Path, run: Run) -> None:
-    """Puts the weights of a finished run into its model. Loads no pickled code."""
+    """Puts the weights of a finished run into its model. Loads no pickled code. Raises UsageError."""
     try:
         model.load_state_dict(torch.load(io.BytesIO(path.read_bytes()), "cpu", weights_only=True))
-    except RuntimeError as error:
-        problem = f"has weights that do not fit model {run.model} as it is now: {error}"
+    except Exception as error:  # a file that is none of weights can make torch raise nearly anything
+        said = textwrap.shorten(str(error), 200, placeholder=" ...")
+        problem = f"has weights that do not fit model {run.model} as it is now: {said}"
         raise UsageError("run", str(path.parent), problem) from error
 
 

@@ -57,7 +57,8 @@ class Question:
         parts = [run.dataset, run.model, f"lr{run.learning_rate:g}", f"seed{run.seed}", f"epochs{run.epochs}"]
         network = [run.run_id] if self.network.weights else parts
         aim = [] if self.target == "label" else [f"target{self.target}"]
-        return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([*network, f"image{self.index}", *aim])).strip("-.")
+        name = "-".join([*(part[:120] for part in network), f"image{self.index}", *aim])
+        return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
 
 
 class Explanation(NamedTuple):

@@ -220,10 +220,10 @@ def train_run(
             return
         if shared.keep_weights == "all":
             files.write_whole(folder / f"weights-{epoch.epoch:04d}.pt", weight_bytes(trajectory.model))
-        mending = ahead is not None and ahead != saved and epoch.epoch < max(held)
+        mending = ahead != saved and epoch.epoch < max(held)  # up to the last damaged epoch before `ahead`
         tracker.record(state=None if mending else training.to_bytes(trajectory), **epoch._asdict())
-        if mending and retrieval.latest_state(folder, tracker.entries) == ahead:
-            training.restore(trajectory, ahead)  # what was damaged before that checkpoint is done anew
+        if ahead and mending and retrieval.latest_state(folder, tracker.entries) == ahead:
+            training.restore(trajectory, ahead)
             tracker.take_up()
             saved = ahead
         if trajectory.stream is not None and epoch.epoch < run.epochs:

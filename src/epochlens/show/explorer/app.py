@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,14 @@ AWAITED = {"/stability": ("runs", "tables"), "/quality": ("runs", "tables"), "/m
 """what a page is made of anew for when it is there; any other page for runs only"""
 
 
-def make_app(folder: Path, data_dir: Path | None = None, cache: Cache | None = None) -> Dash:
-    """The app over a folder of recorded runs, which may still be empty. All it serves is local."""
-    source = Source(folder, data_dir, cache or Cache())
+def make_app(
+    folder: Path, data_dir: Path | None = None, cache: Cache | None = None, allow_code: bool = False
+) -> Dash:
+    """The app over a folder of recorded runs, which may still be empty. All it serves is local.
+
+    Models and datasets that are code, as the runs name them, are run only with `allow_code`.
+    """
+    source = Source(folder, data_dir, cache or Cache(), allow_code)
     app = Dash(
         "epochlens.show.explorer",
         title=f"EpochLens · {folder.name}",
@@ -102,7 +108,14 @@ def show_page(source: Source, path: str | None, *there_and_search: Any) -> list[
     awaited = {f"any-{name}.data" for name in AWAITED.get(path, ("runs",))}
     if by and "url.pathname" not in by and not by & awaited:
         raise PreventUpdate
-    runs = data.find_runs(source.folder)
+    recorded = data.recorded_runs(source.folder)
+    runs = {name: run for name, run in recorded.items() if run is not None}
+    left_out = [name for name, run in recorded.items() if run is None]
+    return [*pages.left_out_notice(left_out), *page_at(source, runs, path, search)]
+
+
+def page_at(source: Source, runs: Mapping[str, data.Run], path: str, search: str | None) -> list[Any]:
+    """The page at a path of the address, of these runs."""
     if path == "/cost":
         return cost_page.layout(source, runs, search)
     if not runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from epochlens.errors import UsageError, unknown
+from epochlens.errors import UsageError, check_folder, unknown, whole_number
 from epochlens.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -42,18 +43,30 @@ def explore_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-dir", default=None, help="folder of datasets (default: the one the sweep used)"
     )
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run models and datasets that are code, as the runs name them",
+    )
     return parser
 
 
-def explore(arguments: Sequence[str]) -> int:
-    """Serves the explorer until interrupted. Raises UsageError for what cannot be explored or listened at."""
+def explore(arguments: Sequence[str], results: str | None = None) -> int:
+    """Serves the explorer until interrupted; `results` is what stands for the option's folder, if given.
+
+    Raises UsageError for what cannot be explored or listened at.
+    """
     given = explore_parser().parse_args(arguments)
+    results = str(given.results_dir) if results is None else results
     port = check_port(given.port)
-    folder = find_sweep(given.sweep, Path(given.results_dir))
+    check_folder("results_dir", results)
+    check_folder("data_dir", given.data_dir or "")
+    folder = find_sweep(given.sweep, Path(results))
     if importlib.util.find_spec("dash") is None:
         raise UsageError("explore", "dash", "is not installed: pip install 'epochlens[explore]'")
     check_free(given.host, port)
-    server = make_server(folder, given.host, port, Path(given.data_dir) if given.data_dir else None)
+    data_dir = Path(given.data_dir) if given.data_dir else None
+    server = make_server(folder, given.host, port, data_dir, given.allow_code)
     print(f"exploring {folder}\nhttp://{given.host}:{server.port}   (Ctrl+C ends it)", flush=True)
     try:
         server.serve_forever()
@@ -64,14 +77,16 @@ def explore(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make_server(folder: Path, host: str, port: int, data_dir: Path | None = None) -> Any:
+def make_server(
+    folder: Path, host: str, port: int, data_dir: Path | None = None, allow_code: bool = False
+) -> Any:
     """A server of the app over the folder, bound but not serving yet; its `port` is the one it got."""
     import logging
 
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    page = app.make_app(folder, data_dir)
+    page = app.make_app(folder, data_dir, allow_code=allow_code)
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()  # takes seconds
     return make_server(host, port, page.server, threaded=True)
 
@@ -91,6 +106,7 @@ def find_sweep(name: str | None, results: Path) -> Path:
     sweeps = sorted(results.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     if name is None:
         return (sweeps[-1].parent if sweeps else results / "digits").resolve()
+    check_folder("sweep", name)
     for folder in (results / name, Path(name)):
         if any(next(folder.glob(pattern), None) for pattern in RECORDED):
             return folder.resolve()
@@ -103,8 +119,8 @@ def find_sweep(name: str | None, results: Path) -> Path:
 
 def check_port(text: str) -> int:
     """A port number. Raises UsageError."""
-    if text.isdecimal() and int(text) < 2**16:
-        return int(text)
+    with contextlib.suppress(UsageError):
+        return whole_number("port", text, most=2**16 - 1)
     raise UsageError("port", text, "is not a whole number from 0 to 65535")
 
 
@@ -115,6 +131,7 @@ def check_free(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        problem = f"cannot be listened at ({error.strerror}): choose another --port or --host"
+    except (OSError, ValueError) as error:  # ValueError: no name of a computer at all
+        reason = error.strerror if isinstance(error, OSError) else error
+        problem = f"cannot be listened at ({reason}): choose another --port or --host"
         raise UsageError("port", f"{host}:{port}", problem) from None

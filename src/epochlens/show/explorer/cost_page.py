@@ -15,6 +15,8 @@ from epochlens.show import cost as chart
 from epochlens.show import style
 from epochlens.show.explorer import data, figures, parts
 from epochlens.show.explorer.data import Run, Source
+from epochlens.show.explorer.permission import check_code
+from epochlens.show.explorer.view import whole_number
 from epochlens.show.explorer.wiring import wire, wire_client
 
 if TYPE_CHECKING:
@@ -158,8 +160,8 @@ def parse(
     for name, text in given.items():
         if name == "model" and text in offered:
             said[name] = text
-        elif name in largest and text.isdecimal() and LEAST.get(name, 0) <= int(text) <= largest[name]:
-            said[name] = int(text)
+        elif name in largest and whole_number(text) in range(LEAST.get(name, 0), largest[name] + 1):
+            said[name] = whole_number(text)
         else:
             problems.append(f"The link's {name} {text!r} cannot be had here: the default is shown.")
     return said, problems
@@ -184,6 +186,7 @@ def show_cost(source: Source, model: str | None, *values: Any) -> tuple[Any, ...
     """Two charts, the table, and remarks; a mistake is told in words, with empty charts."""
     try:
         numbers: dict[str, Any] = dict(zip(ASKED[1:], values, strict=True))
+        check_code("model", str(model), source.allow_code)
         rows = counted(str(model), numbers)
     except UsageError as error:
         nothing = figures.blank("nothing to show")

@@ -13,7 +13,7 @@ import numpy as np
 
 from epochlens.lazy import LazyModule
 from epochlens.measure import stability
-from epochlens.record import files, ledger, retrieval
+from epochlens.record import files, ledger, retrieval, tables
 from epochlens.record.tables import Maps
 
 if TYPE_CHECKING:
@@ -23,8 +23,19 @@ else:
 
 LIMIT = 512 * 2**20
 """bytes of maps kept in memory"""
-UNREADABLE = (OSError, KeyError, ValueError, retrieval.StoreError)
+UNREADABLE = (OSError, LookupError, ValueError, retrieval.StoreError, tables.TableError)
 """what reading a run can raise while it is being written, or when its files are damaged"""
+
+
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "model", "started", "status"), str),
+    **dict.fromkeys(("learning_rate", "seed", "final_accuracy", "seconds"), int | float),
+    "epochs": int,
+}
+"""what a run's record holds, where it holds it"""
+LISTS: dict[str, Any] = {"methods": str, "classes": int | str}
+LARGEST = 2**63
+MOST_BYTES_OF_NAME = 255
 
 
 class Run(NamedTuple):
@@ -108,24 +119,58 @@ class Source(NamedTuple):
     data_dir: Path | None
     """where datasets lie; None: where the sweep had them"""
     cache: Cache
+    allow_code: bool = False
+    """whether models and datasets that are code may run"""
 
 
 def find_runs(folder: Path) -> dict[str, Run]:
-    """The runs of sweep.json, or else every folder with a run.json, by name; empty when there are none."""
+    """The runs of sweep.json, or else every folder with a run.json, by name; empty when there are none.
+
+    Those whose records make no sense are left out.
+    """
+    return {name: run for name, run in recorded_runs(folder).items() if run is not None}
+
+
+def recorded_runs(folder: Path) -> dict[str, Run | None]:
+    """As `find_runs`, with None for a run whose record makes no sense."""
     planned = (files.read_json(folder / "sweep.json") or {}).get("runs")
     if isinstance(planned, list) and planned:
-        named = [r for r in planned if isinstance(r, dict) and r.get("run_id")]
-        places = [(folder / "runs" / Path(str(run["run_id"])).name, run) for run in named]
+        named = [run for run in planned if isinstance(run, dict) and is_name(run.get("run_id"))]
+        places = [(folder / "runs" / Path(run["run_id"]).name, run) for run in named]
     else:
         below = [folder, *sorted((folder / "runs").glob("*")), *sorted(folder.glob("*"))]
         places = [(path, {}) for path in dict.fromkeys(below) if (path / "run.json").is_file()]
     return {path.name: read_run(path, plan) for path, plan in places}
 
 
-def read_run(folder: Path, planned: Mapping[str, Any] | None = None) -> Run:
-    """The run in a folder; what is only planned of it stands in for a missing run.json."""
+def is_name(text: Any) -> bool:
+    """Whether a folder can have this name."""
+    return isinstance(text, str) and text.isprintable() and 0 < len(text.encode()) <= MOST_BYTES_OF_NAME
+
+
+def is_run(record: Mapping[str, Any]) -> bool:
+    """Whether what a record holds of a run has the types that this program writes, and numbers of a size."""
+
+    def fits(value: Any, kind: Any) -> bool:
+        return isinstance(value, kind) and not (isinstance(value, int | float) and abs(value) >= LARGEST)
+
+    held = {name: value for name, value in record.items() if value is not None}
+    return all(fits(held[name], kind) for name, kind in KINDS.items() if name in held) and all(
+        isinstance(held[name], list) and all(fits(item, kind) for item in held[name])
+        for name, kind in LISTS.items()
+        if name in held
+    )
+
+
+def read_run(folder: Path, planned: Mapping[str, Any] | None = None) -> Run | None:
+    """The run in a folder; what is only planned of it stands in for a missing run.json.
+
+    None when its record makes no sense.
+    """
     changed = [modified(folder / name) for name in ("run.json", "ledger.jsonl")]
     record = _record(str(folder), changed[0]) if changed[0] else None
+    if not is_run({**(planned or {}), **(record or {})}):
+        return None
     if record is None:
         return Run(folder.name, folder, dict(planned or {}), "waiting", 0, "")
     done = record.get("status") == "done"
@@ -183,8 +228,17 @@ def probe_of(source: Source, run: Run) -> dict[str, np.ndarray]:
     """The explained images [N,C,H,W], their labels [N] and their indices [N] in the test split."""
 
     def read() -> dict[str, np.ndarray]:
-        with np.load(run.folder / "probe.npz", allow_pickle=False) as file:
-            return {name: file[name] for name in ("images", "labels", "indices")}
+        path = run.folder / "probe.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                probe = {name: np.asarray(file[name]) for name in ("images", "labels", "indices")}
+        except Exception as error:  # a damaged archive can make numpy and zlib raise nearly anything
+            raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        images, *numbers = probe.values()
+        whole = all(n.dtype.kind in "iu" and n.shape == images.shape[:1] for n in numbers)
+        if images.ndim < 2 or images.dtype.kind not in "iuf" or not whole:
+            raise ValueError(f"{path} holds no images with labels and indices")
+        return probe
 
     return source.cache.get(("probe", run.name, run.record.get("started")), read)
 
@@ -241,11 +295,13 @@ def position_of(
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The settings in sweep.json; empty for runs recorded outside a sweep."""
-    return dict((files.read_json(folder / "sweep.json") or {}).get("settings") or {})
+    settings = (files.read_json(folder / "sweep.json") or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def weights_of(run: Run) -> dict[str, Path]:
     """The saved weights of a run by what they are called on the page: `last`, or an epoch's number."""
     last = {"last": run.folder / "weights.pt"} if (run.folder / "weights.pt").is_file() else {}
     kept = sorted(run.folder.glob("weights-[0-9]*.pt"))
-    return last | {str(int(path.stem.removeprefix("weights-"))): path for path in kept}
+    numbers = {path: path.stem.removeprefix("weights-") for path in kept}
+    return last | {str(int(n)): path for path, n in numbers.items() if n.isdecimal() and len(n) <= 9}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,9 @@ from epochlens.show.explorer import data, figures, pictures
 from epochlens.show.explorer.data import Run, Source
 from epochlens.show.explorer.panels import frame_at
 from epochlens.show.explorer.view import View
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""signs with which a text begins that spreadsheets take for a formula"""
 
 
 def shown_maps(
@@ -67,7 +71,16 @@ def export_curves(found: Sequence[figures.Curves], view: View) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """The frame as CSV without its index."""
+    """The frame as CSV without its index; no text in it is a formula to a spreadsheet."""
+    texts = {n: frame[n].map(plain) for n in frame if not pd.api.types.is_numeric_dtype(frame[n])}
     buffer = io.StringIO()
-    frame.to_csv(buffer, index=False)
+    frame.assign(**texts).rename(columns=plain).to_csv(buffer, index=False)
     return buffer.getvalue()
+
+
+def plain(cell: Any) -> Any:
+    """A cell of a table; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")  # pandas does not quote it, and a row would end there
+    return f"'{text}" if cell.startswith(FORMULA) else text

@@ -13,6 +13,7 @@ from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
 from epochlens.show.explorer import data, panels, parts, patience, pictures, probabilities
 from epochlens.show.explorer.data import Run, Source
+from epochlens.show.explorer.permission import check_code
 
 if TYPE_CHECKING:
     from epochlens.show.explorer import model_view
@@ -42,13 +43,15 @@ def load(source: Source, run: Run, weights: str) -> Loaded:
         raise UsageError(
             "run", run.name, "does not say which classes its network knows: it was recorded elsewhere"
         )
-    spec = model_view.find_spec(str(run.record["dataset"]), [str(s) for s in settings.get("datasets") or []])
+    named = settings.get("datasets")
+    specs = [spec for spec in named if isinstance(spec, str)] if isinstance(named, list) else []
+    spec, model = model_view.find_spec(str(run.record["dataset"]), specs), str(run.record["model"])
+    check_code("model", model, source.allow_code)
+    check_code("dataset", spec, source.allow_code)
     folder = source.data_dir or Path(str(settings.get("data_dir") or "data"))
     images, labels = model_view.test_split(spec, tuple(classes), str(folder))
     shape = images.shape[1], images.shape[2], images.shape[3]
-    network = model_view.load_network(
-        str(run.record["model"]), path, data.modified(path), shape, len(classes)
-    )
+    network = model_view.load_network(model, path, data.modified(path), shape, len(classes))
     return Loaded(network, images, labels)
 
 
@@ -74,7 +77,8 @@ def show_explained(
         if index is None or not 0 <= index <= last:
             return parts.notices([f"Test image {index} is not there: images run from 0 to {last}."]), last
         same = allowed is not None and allowed["of"] == [name, weights, index, target]
-        asked = methods or model_view.method_names()
+        known = model_view.method_names()
+        asked = [method for method in methods or known if method in known]
         may = set(allowed["methods"] if allowed is not None and same else [])
         return explained(source, found, run, weights, index, target, asked, may), last
     except (UsageError, *data.UNREADABLE) as error:

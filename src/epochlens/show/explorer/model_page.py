@@ -11,6 +11,7 @@ from dash import ALL, Input, Output, State, dcc, html, no_update
 from epochlens.lazy import LazyModule
 from epochlens.show.explorer import data, model_drawing, parts, patience
 from epochlens.show.explorer.data import Run, Source
+from epochlens.show.explorer.view import whole_number
 from epochlens.show.explorer.wiring import wire, wire_client
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def layout(runs: Mapping[str, Run], search: str | None) -> list[Any]:
     )
     run = saved.get(said.get("run", ""), next(iter(saved.values())))
     weights = list(data.weights_of(run))
-    index = int(said["image"]) if said.get("image", "").isdecimal() else 0
-    if said.get("image", "0") != str(index):
+    asked = whole_number(said.get("image", "0"))
+    index = asked or 0
+    if asked is None:
         problems.append(f"The link's image {said['image']!r} is not a whole number: image 0 is shown.")
     options = [{"value": name, "label": one.title} for name, one in saved.items()]
     chosen = said.get("weights", weights[0])
@@ -125,7 +127,7 @@ def offer_choices(
     ]
     targets += [{"value": str(c), "label": f"class {c}"} for c in classes]
     known = target if target in [option["value"] for option in targets] else "label"
-    kept = weights if weights in saved else saved[0]
+    kept = weights if weights in saved else next(iter(saved), None)
     return weight_options(run), kept, targets, known, model_view.method_names()
 
 

@@ -5,7 +5,7 @@ It reads weights and the dataset's test split; it trains nothing and downloads n
 
 from __future__ import annotations
 
-import pickle
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,8 +57,9 @@ def load_network(
         network = build(factory, shape, classes) if build else factory(shape[0], classes)
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        problem = f"cannot be loaded into model {model}: {str(error).splitlines()[0]}"
+    except Exception as error:  # a file that is none of weights can make torch raise nearly anything
+        said = textwrap.shorten(str(error), 200, placeholder=" ...")
+        problem = f"cannot be loaded into model {model}: {said}"
         raise UsageError("weights", str(weights), problem) from error
     return network.eval()
 

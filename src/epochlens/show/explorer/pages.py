@@ -14,6 +14,13 @@ from epochlens.show.explorer.data import Source
 PAGES = {"/": "Maps", "/stability": "Stability", "/quality": "Quality", "/model": "Model", "/cost": "Cost"}
 
 
+def left_out_notice(names: Sequence[str]) -> list[html.Div]:
+    """Which runs are not shown, as what is recorded of them makes no sense; nothing without any."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    said = f"Left out, because what is recorded of them makes no sense: {', '.join(names[:5])}{more}."
+    return parts.notices([said] if names else [])
+
+
 def empty_page(source: Source) -> list[Any]:
     """What is said while there is no run."""
     command = f"python -m sweeps.grid --name {source.folder.name} --results-dir {source.folder.parent}"

@@ -12,8 +12,9 @@ from dash import dcc, html
 
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
-from epochlens.show.explorer import data, panels
+from epochlens.show.explorer import data, panels, parts
 from epochlens.show.explorer.data import Run, Source
+from epochlens.show.explorer.permission import check_code
 
 if TYPE_CHECKING:
     from epochlens.show.explorer import model_view
@@ -36,14 +37,15 @@ def kept_weights(run: Run) -> dict[int, Path]:
 
 def all_probabilities(source: Source, run: Run) -> tuple[list[int], np.ndarray]:
     """Epochs [T] and softmax probabilities of all probe images [T,N,K]. Raises as loading a network does."""
-    weights = kept_weights(run)
+    weights, model = kept_weights(run), str(run.record["model"])
+    check_code("model", model, source.allow_code)
     classes, images = len(run.record["classes"]), data.probe_of(source, run)["images"]
 
     def ask() -> np.ndarray:
         found = []
         for path in weights.values():
             changed, shape = data.modified(path), images.shape[1:]
-            network = model_view.load_network(str(run.record["model"]), path, changed, shape, classes)
+            network = model_view.load_network(model, path, changed, shape, classes)
             found.append(model_view.probabilities(network, images))
         return np.array(found)
 
@@ -62,9 +64,11 @@ def show_probabilities(
             position = panels.place(source, runs[name or ""], run, int(probe or 0))[0]
             epochs, values = all_probabilities(source, run)
             label = int(data.probe_of(source, run)["labels"][position])
-        except (UsageError, *data.UNREADABLE):
+            found.append(probability_panel(run, letter, epochs, values[:, position], label, epoch))
+        except UsageError as error:
+            found += parts.notices([f"{letter}: {error}"])
+        except data.UNREADABLE:
             continue
-        found.append(probability_panel(run, letter, epochs, values[:, position], label, epoch))
     return found
 
 

@@ -11,6 +11,7 @@ from epochlens.show.explorer.pictures import CHANGES, SCALES
 
 REFERENCES = ("previous", "final")
 AVERAGES = ("image", "mean")
+MOST_DIGITS = 9
 
 
 class View(NamedTuple):
@@ -50,8 +51,8 @@ def parse_view(search: str | None, runs: Mapping[str, Run]) -> tuple[View, list[
             problems.append(f"the link's {field} {name!r} is not in this sweep")
     for field in ("probe", "epoch"):
         text = said.pop(field, [""])[0]
-        if text.isdecimal():
-            view = view._replace(**{field: int(text)})
+        if (number := whole_number(text)) is not None:
+            view = view._replace(**{field: number})
         elif text:
             problems.append(f"the link's {field} {text!r} is not a whole number")
     choices = {"scale": SCALES, "change": CHANGES, "reference": REFERENCES, "average": AVERAGES}
@@ -68,6 +69,11 @@ def parse_view(search: str | None, runs: Mapping[str, Run]) -> tuple[View, list[
     view = view._replace(methods=tuple(name for name in methods if name in there))
     problems += [f"the link's {name!r} means nothing here" for name in said]
     return view, problems
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number from 0 that a link says; None for anything else, or more digits than any needs."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def query(view: View) -> str:

@@ -139,8 +139,10 @@
   }
 
   function quoted(value) {
-    const text = value === null ? "" : String(value);
-    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    let text = value === null ? "" : String(value);
+    // What spreadsheets would take for a formula is text.
+    if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
 
   // The points of a figure: a row each, of a matrix one per cell.
