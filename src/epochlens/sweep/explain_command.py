@@ -19,12 +19,12 @@ from epochlens import config
 from epochlens.attribute.methods import all_methods
 from epochlens.attribute.quality import value_names
 from epochlens.config import Run, Sweep
-from epochlens.errors import UsageError, unknown
+from epochlens.errors import UsageError, unknown, whole_number
 from epochlens.lazy import LazyModule
 from epochlens.learn.data import DATASETS, dataset_label, describe, fingerprint
 from epochlens.learn.models import check_model, model_code
+from epochlens.learn.permission import check_code
 from epochlens.record import files, retrieval
-from epochlens.show.explorer.permission import check_code
 from epochlens.sweep import plan
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ TRAINING = {
 TRAINED = {name: name for name in ("classes", "epochs", "batch_size", "optimizer", "precision", "target")}
 TRAINED |= {"momentum": "momentum", "weight_decay": "weight_decay", "learning_rate": "lrs", "seed": "seeds"}
 """field of a run: the sweep's field that says which values it may have"""
-MOST_DIGITS = 18
 WITH_TABLES = ("tabular", "index", "target", "output", "json")
 DEFAULTS = {
     "target": "label",
@@ -281,13 +280,6 @@ def choose_target(word: str, classes: Sequence[int]) -> str | int:
     if word not in by_word:
         raise unknown("target", word, by_word)
     return by_word[word]
-
-
-def whole_number(field: str, word: str) -> int:
-    """A number from 0. Raises UsageError."""
-    if not word.isascii() or not word.isdigit() or len(word) > MOST_DIGITS:
-        raise UsageError(field, word[:80], f"is not a whole number from 0, of at most {MOST_DIGITS} digits")
-    return int(word)
 
 
 def choose_output(given: Mapping[str, Any]) -> Path:

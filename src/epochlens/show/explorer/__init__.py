@@ -7,6 +7,6 @@ The first page: `maps_page` lays it out, `maps_drawing` fills it from `answer` (
 `panels` (maps and curves) and `probabilities`; `exports` saves what it shows. `pages` and `tables_view` are
 the pages of tables. `cost_page` tells what methods cost, `cost_view` counts it. `model_page` asks a saved
 network, which `model_view` loads and explains, `model_drawing` shows what it tells, and `patience` lets slow
-methods wait. `permission` keeps code that the results name from running unasked. Nothing here trains.
+methods wait. Code that the results name is not run unasked. Nothing here trains.
 The epoch moves in the browser: the server sends all epochs of the chosen maps as one picture.
 """

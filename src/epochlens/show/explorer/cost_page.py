@@ -11,11 +11,11 @@ from dash import Dash, Input, Output, dcc, html
 
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
+from epochlens.learn.permission import check_code
 from epochlens.show import cost as chart
 from epochlens.show import style
 from epochlens.show.explorer import data, figures, parts
 from epochlens.show.explorer.data import Run, Source
-from epochlens.show.explorer.permission import check_code
 from epochlens.show.explorer.view import whole_number
 from epochlens.show.explorer.wiring import wire, wire_client
 

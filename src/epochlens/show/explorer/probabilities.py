@@ -12,9 +12,9 @@ from dash import dcc, html
 
 from epochlens.errors import UsageError
 from epochlens.lazy import LazyModule
+from epochlens.learn.permission import check_code
 from epochlens.show.explorer import data, panels, parts
 from epochlens.show.explorer.data import Run, Source
-from epochlens.show.explorer.permission import check_code
 
 if TYPE_CHECKING:
     from epochlens.show.explorer import model_view
