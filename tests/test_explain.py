@@ -512,7 +512,7 @@ def test_several_sweeps_may_hold_a_run_and_one_with_weights_is_taken(recorded, t
         (["--index", "360"], "index", "0 .. 354"),
         (["--index", "-1"], "index", "whole number"),
         (["--index", "1.5"], "index", "whole number"),
-        (["--index", "9" * 5000], "index", "whole number"),
+        (["--index", "9" * 5000], "index", "must be at most"),
         (["--index", "0", "--run", "x" * 300, "--results-dir", "nowhere"], "run", "none yet in nowhere"),
         (["--index", "0", "--allow-code"], "allow_code", "--run"),
         (["--index", "0", "--target", "10"], "target", "label, predicted, 0, 1"),

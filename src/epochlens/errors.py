@@ -58,9 +58,7 @@ def whole_number(field: str, value: object, least: int = 0, most: int = LARGEST)
     text = str(value)
     if not (text.isascii() and text.isdigit()):
         raise UsageError(field, value, f"is not a whole number from {least} to {most}")
-    number = int(
-        text.lstrip("0")[:20] or "0"
-    )  # int() refuses thousands of digits; so many are too large anyway
+    number = int(text.lstrip("0")[:20] or "0")  # int() refuses thousands of digits; 20 are too many anyway
     if number < least:
         raise UsageError(field, value, f"must be at least {least}")
     if number > most:
