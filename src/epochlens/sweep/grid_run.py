@@ -71,7 +71,7 @@ def run(
                 result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis, place)
     except interruption.Interrupted:
         interrupted = True
-    after = look_up(folder, runs, place)
+    after = look_up(folder, runs, None if interrupted else place)  # workers may still be writing there
     tasks = tasks or after  # interrupted before anything was done
     tell_outcome(console, folder, plots, tasks, after, result, time.monotonic() - started)
     document = describe(sweep, folder, plots, tasks, after, result, time.monotonic() - started)
