@@ -23,8 +23,8 @@ from torch import nn
 from epochlens import commands, config
 from epochlens.errors import UsageError
 from epochlens.learn import models
-from epochlens.record import ledger, retrieval
-from epochlens.sweep import cluster, plan, trial, watchdog
+from epochlens.record import files, ledger, retrieval, store
+from epochlens.sweep import cluster, driver, plan, trial, watchdog
 from epochlens.sweep.progress import Progress
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -220,3 +220,16 @@ def test_a_run_that_kills_its_process_fails_alone(tmp_path, capsys):
     assert statuses(document) == ["done", "failed", "done", "done"]
     assert "process died" in document["runs"][1]["error"]
     assert "go on alone" in capsys.readouterr().err
+
+
+def test_a_failure_of_an_earlier_command_does_not_hide_a_death_of_this_one(tmp_path):
+    run = {"run_id": "a", "session": "yesterday"}
+    store.fail_run(tmp_path, run, "ValueError: yesterday's", "log")
+    assert driver.has_ended(tmp_path, "yesterday")
+    driver.tell_death(tmp_path, "yesterday", "log", "told already")
+    assert "yesterday's" in (files.read_json(tmp_path / "run.json") or {})["error"]
+    assert not driver.has_ended(tmp_path, "today")
+    driver.tell_death(tmp_path, "today", "log", "out of memory")
+    record = files.read_json(tmp_path / "run.json") or {}
+    assert record["error"] == "its process died: out of memory"
+    assert driver.has_ended(tmp_path, "today")
