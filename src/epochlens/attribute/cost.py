@@ -240,7 +240,8 @@ def explained(model: nn.Module, images: Tensor, targets: Tensor, method: str) ->
         raise
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         # PyTorch's ways to say that the meta device has no values, which some methods and networks look at
-        problem = f"cannot be counted without computing it: {str(error).splitlines()[0]}"
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = f"cannot be counted without computing it: {said}"
         raise UsageError("methods", method, problem) from error
 
 

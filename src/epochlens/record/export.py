@@ -71,8 +71,7 @@ def unused(stem: str, run: str, taken: Collection[str]) -> str:
 
 def file_stem(text: str) -> str:
     """The text as the name of a file: one that stays in its folder, is not hidden and not too long."""
-    slug = re.sub(r"[^\w.=+-]+", "-", text).strip("-.") or "run"
-    return slug.encode()[:LONGEST].decode(errors="ignore")
+    return files.slug(text, LONGEST).strip("-.") or "run"
 
 
 def run_archive(run: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:

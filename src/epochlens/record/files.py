@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import time
 import uuid
@@ -191,6 +192,11 @@ def is_locked(file: IO[str], folder: Path, kind: int, patience: float = 0.0) -> 
             time.sleep(0.05)
         except OSError as error:
             raise UsageError("results_dir", str(folder), f"cannot be locked: {error.strerror}") from None
+
+
+def slug(text: str, most: int) -> str:
+    """The text without what no file's name may hold, cut to so many bytes."""
+    return re.sub(r"[^\w.=+-]+", "-", text).encode()[:most].decode(errors="ignore")
 
 
 def set_aside(folder: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from epochlens.record.files import write_whole
+from epochlens.record.files import slug, write_whole
 from epochlens.show.frames import CONTROLS, Tables
 
 Dash = Literal["-", "--", ":", "-."]
@@ -313,10 +312,10 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
 
 def file_stem(name: str) -> str:
     """The name as that of a file; where that is another, a hash tells it from others that come out so."""
-    slug = re.sub(r"[^\w.=+-]+", "-", name).encode()[:LONGEST].decode(errors="ignore")
-    if slug == name:
+    plain = slug(name, LONGEST)
+    if plain == name:
         return name
-    return f"{slug}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+    return f"{plain}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def plain_dollars(figure: Figure) -> None:

@@ -1,4 +1,4 @@
-"""One call of the grid command, from plan to summary: what it says, does, and returns."""
+"""One call of the grid or the analyze command: what it does, in which order, and its exit code."""
 
 from __future__ import annotations
 
@@ -18,18 +18,13 @@ from rich.markup import escape
 
 import epochlens
 from epochlens.config import Run, Sweep
-from epochlens.lazy import LazyModule
 from epochlens.learn.data import Facts
 from epochlens.record import files, lease, objects, remote
-from epochlens.sweep import analysis, cluster, driver, estimate, interruption, nodes, plan
+from epochlens.sweep import analysis, cluster, driver, estimate, interruption, narration, nodes, plan
 from epochlens.sweep.plan import Task
-from epochlens.sweep.progress import duration, grid_table
+from epochlens.sweep.progress import duration
 
-summaries = LazyModule("epochlens.show.summary")
-words = LazyModule("epochlens.show.words")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-PLAIN_WIDTH = 200
-NAMED_AT_MOST = 5
 
 
 def run(
@@ -47,7 +42,7 @@ def run(
     `again` is the command that goes on after an interruption.
     """
     started = time.monotonic()
-    console = make_console(json)
+    console = narration.make_console(json)
     folder, place = plan.sweep_folder(sweep), remote.find_place(sweep.results_dir, sweep.name)
     plots = (Path(sweep.plots_dir) / sweep.name).absolute()
     runs = plan.expand(sweep, facts)
@@ -56,7 +51,7 @@ def run(
         console.print(f"results: {escape(place.uri)} (local copy: {escape(str(folder))})")
     if dry_run:
         tasks = look_up(folder, runs, place)
-        tell_plan(console, sweep, tasks)
+        narration.tell_plan(console, sweep, tasks)
         return estimate.tell(console, sweep, facts, tasks, folder, plots), DONE
     tasks, result, interrupted = [], None, False
     try:
@@ -65,7 +60,7 @@ def run(
                 begin_anew(console, folder, plots, place)
             with only_process(folder, place):
                 tasks = plan.look_up(folder, runs, place)
-                tell_plan(console, sweep, tasks)
+                narration.tell_plan(console, sweep, tasks)
                 for kept in plan.set_stale_aside(folder, tasks, place):
                     console.print(f"[yellow]damaged[/yellow] {escape(kept.name)}: kept, the run is done anew")
                 result = train_and_analyze(console, sweep, facts, tasks, folder, plots, no_analysis, place)
@@ -73,8 +68,8 @@ def run(
         interrupted = True
     after = look_up(folder, runs, None if interrupted else place)  # workers may still be writing there
     tasks = tasks or after  # interrupted before anything was done
-    tell_outcome(console, folder, plots, tasks, after, result, time.monotonic() - started)
-    document = describe(sweep, folder, plots, tasks, after, result, time.monotonic() - started)
+    narration.tell_outcome(console, folder, plots, tasks, after, result, time.monotonic() - started)
+    document = narration.describe(sweep, folder, plots, tasks, after, result, time.monotonic() - started)
     if interrupted:
         console.print(
             f"[yellow]interrupted[/yellow]: every finished epoch is saved. To go on: {escape(again)}"
@@ -109,14 +104,6 @@ def only_process(folder: Path, place: remote.Place | None) -> Iterator[None]:
         yield
 
 
-def make_console(json: bool) -> Console:
-    """Where people read: stdout, or stderr while stdout carries a JSON document."""
-    console = Console(stderr=json, soft_wrap=True, highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
-
-
 def train_and_analyze(
     console: Console,
     sweep: Sweep,
@@ -131,7 +118,7 @@ def train_and_analyze(
     missing = any(task.status != "done" for task in tasks)
 
     def record() -> None:
-        tell_other_runs(console, folder, tasks)
+        narration.tell_other_runs(console, folder, tasks)
         plan.record_sweep(folder, sweep, [task.run for task in tasks], about_here())
         if place:
             remote.push(place)
@@ -189,7 +176,7 @@ def analyze_only(
 ) -> tuple[dict[str, Any], int]:
     """The analyze command: tables, figures and report of what is on disk."""
     started = time.monotonic()
-    console = make_console(json)
+    console = narration.make_console(json)
     try:
         with interruption.stoppable(), cluster.ray_cluster(sweep):
             if not place:
@@ -198,7 +185,7 @@ def analyze_only(
     except interruption.Interrupted:
         console.print("[yellow]interrupted[/yellow]: run the same command again")
         return {}, INTERRUPTED
-    tell_result(console, folder, plots, result)
+    narration.tell_result(console, folder, plots, result)
     console.print(f"done in {duration(time.monotonic() - started)}")
     document = {"results": str(folder), "plots": str(plots), "notices": result.notices}
     return document | {"summary": result.summary.to_dict("records")}, DONE
@@ -211,34 +198,6 @@ def set_aside(console: Console, *folders: Path) -> None:
             console.print(
                 f"earlier {escape(folder.parent.name)} kept in {escape(str(files.set_aside(folder)))}"
             )
-
-
-def tell_plan(console: Console, sweep: Sweep, tasks: Sequence[Task]) -> None:
-    """What the grid is and how much of it is there already."""
-    sizes = (len(sweep.datasets), "dataset"), (len(sweep.models), "model"), (len(sweep.lrs), "learning rate")
-    parts = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in (*sizes, (len(sweep.seeds), "seed"))]
-    counts = {
-        s: sum(t.status == s for t in tasks) for s in ("done", "partial", "failed", "corrupt", "missing")
-    }
-    state = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
-    methods = " or ".join(map(str, sorted({len(task.run.methods) for task in tasks})))
-    quality = f", {len(sweep.quality)} quality metrics" if sweep.quality else ""
-    console.print(
-        f"[bold]{sweep.name}[/bold]: {len(tasks)} runs ({' x '.join(parts)}) of {sweep.epochs} epochs, "
-        f"{methods} methods{quality}: {state}"
-    )
-    if counts["done"] == len(tasks):
-        console.print("nothing to train: every run is done and its files are whole")
-
-
-def tell_other_runs(console: Console, folder: Path, tasks: Sequence[Task]) -> None:
-    """Says which runs of earlier settings lie in the folder and will not be in the tables."""
-    grid = {task.run.run_id for task in tasks}
-    names = [path.parent.name for path in folder.glob("runs/*/run.json")]
-    others = [name for name in names if name not in grid and ".old-" not in name]
-    if others:
-        place = escape(str(folder / "runs"))
-        console.print(f"{len(others)} runs of other settings stay in {place}, outside this grid's tables")
 
 
 def about_here() -> dict[str, Any]:
@@ -274,83 +233,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
-
-
-def tell_outcome(
-    console: Console,
-    folder: Path,
-    plots: Path,
-    before: Sequence[Task],
-    after: Sequence[Task],
-    result: analysis.Analysis | None,
-    seconds: float,
-) -> None:
-    """The summary: results, then what failed and where to read why."""
-    if result is not None:
-        tell_result(console, folder, plots, result)
-    elif all(task.status == "done" for task in after) and (plots / "report.html").exists():
-        console.print(f"tables, figures and report are current: {escape(str(plots / 'report.html'))}")
-    done = sum(task.status == "done" for task in after)
-    trained = done - sum(task.status == "done" for task in before)
-    console.print(f"{done}/{len(after)} runs done, {trained} of them now, in {duration(seconds)}")
-    for task in after:
-        if task.status == "failed":
-            record = files.read_json(plan.run_folder(folder, task.run.run_id) / "run.json") or {}
-            error, log = escape(str(record.get("error"))), escape(str(record.get("log")))
-            console.print(f"[red]failed[/red] {task.run.run_id}: {error}\n       log: {log}")
-    left = [f"{t.run.run_id} ({t.status})" for t in after if t.status not in ("done", "failed")]
-    if left:
-        more = f" and {len(left) - NAMED_AT_MOST} more" if len(left) > NAMED_AT_MOST else ""
-        console.print(f"[yellow]not done[/yellow]: {', '.join(left[:NAMED_AT_MOST])}{more}")
-
-
-def tell_result(console: Console, folder: Path, plots: Path, result: analysis.Analysis) -> None:
-    """The summary table with its notices, the findings in words, and where everything lies."""
-    for notice in result.notices:
-        console.print(f"[bold yellow]{escape(notice)}[/bold yellow]")
-    table = grid_table(result.summary.to_numpy().tolist(), list(result.summary.columns))
-    console.print(table)
-    quality = summaries.summarise_quality(result.tables)
-    if len(quality):
-        console.print(grid_table(quality.to_numpy().tolist(), list(quality.columns)))
-    console.print(
-        "intervals: 95 % t over seeds; settling epoch: Kaplan-Meier median over seeds, cosine to final >= "
-        "tau, raw and calibrated (0: another image of the class)"
-    )
-    for sentence in [*words.orders(result.tables), *words.differences(result.tables)[:6]]:
-        console.print(f"- {escape(sentence)}")
-    console.print(f"tables: {escape(str(folder / 'tables'))}")
-    console.print(f"report: {escape(str(plots / 'report.html'))}")
-
-
-def describe(
-    sweep: Sweep,
-    folder: Path,
-    plots: Path,
-    before: Sequence[Task],
-    after: Sequence[Task],
-    result: analysis.Analysis | None,
-    seconds: float,
-) -> dict[str, Any]:
-    """The document that --json prints."""
-    rows = [describe_run(folder, task.run, task.status) for task in after]
-    return {
-        "name": sweep.name,
-        "results": str(folder),
-        "plots": str(plots),
-        "seconds": round(seconds, 3),
-        "runs_total": len(after),
-        "runs_done": sum(task.status == "done" for task in after),
-        "runs_done_before": sum(task.status == "done" for task in before),
-        "runs_failed": sum(task.status == "failed" for task in after),
-        "runs": rows,
-        "notices": result.notices if result else [],
-        "summary": result.summary.to_dict("records") if result else [],
-    }
-
-
-def describe_run(folder: Path, run: Run, status: str) -> dict[str, Any]:
-    """One run of the document."""
-    record = files.read_json(plan.run_folder(folder, run.run_id) / "run.json") or {}
-    kept = {key: record.get(key) for key in ("final_accuracy", "seconds", "error", "log")}
-    return {"run_id": run.run_id, "status": status, **kept}
