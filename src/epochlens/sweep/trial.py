@@ -196,8 +196,9 @@ def train_run(
 ) -> Iterator[dict[str, Any]]:
     """Yields a report after each committed epoch of the run, and gathers its files after the last.
 
-    Stops without a word once another attempt has claimed the run. `load` gives the splits, which the runs of
-    a trial share. On CUDA the next epoch is under way while the report is out.
+    Stops without a word once another attempt has claimed the run. Where an epoch before the latest checkpoint
+    is damaged, trains up to that epoch again and then takes the checkpoint up. `load` gives the splits, which
+    the runs of a trial share. On CUDA the next epoch is under way while the report is out.
     """
     if retrieval.run_status(folder)[0] == "done":
         return  # an attempt before this one finished it, and died before it could say so
